@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+// Condition types of a RateLimitPolicy. All but Stalled and Reconciling are always present after the
+// first reconcile, and True is the good value of each of them. Stalled and Reconciling are the helpers
+// of kstatus: they are present only while True, and never together.
+const (
+	// ConditionAccepted says whether the spec is valid, uses only what this release implements, and
+	// every target exists. While it is False the last accepted spec, if there is one, stays enforced.
+	ConditionAccepted = "Accepted"
+	// ConditionProgrammed says whether the config store holds this generation's limits.
+	ConditionProgrammed = "Programmed"
+	// ConditionEnforced says whether every enforcer of the targets reports this generation's limits.
+	// It is Unknown, and does not hold back Ready, while there is no enforcer.
+	ConditionEnforced = "Enforced"
+	// ConditionStoreReady says whether the manager can read and write the config store, and whether
+	// every enforcer can reach its counters. While an enforcer can't, onStoreFailure decides there.
+	ConditionStoreReady = "StoreReady"
+	// ConditionReady is derived from the others: True when the limits are enforced as written.
+	ConditionReady = "Ready"
+	// ConditionStalled is True when only an edit by the user can help.
+	ConditionStalled = "Stalled"
+	// ConditionReconciling is True while the manager, or an enforcer, is still catching up.
+	ConditionReconciling = "Reconciling"
+)
+
+// Reasons of the conditions.
+const (
+	// ReasonAccepted goes with Accepted=True.
+	ReasonAccepted = "Accepted"
+	// ReasonInvalid goes with Accepted=False: a field has a value that cannot be enforced.
+	ReasonInvalid = "Invalid"
+	// ReasonUnsupported goes with Accepted=False: a field is not implemented by this release.
+	ReasonUnsupported = "Unsupported"
+	// ReasonTargetNotFound goes with Accepted=False: a targetRef names an object, or a port of one,
+	// that does not exist.
+	ReasonTargetNotFound = "TargetNotFound"
+
+	// ReasonProgrammed goes with Programmed=True.
+	ReasonProgrammed = "Programmed"
+	// ReasonNotAccepted goes with Programmed=False: there is nothing of this generation to publish.
+	ReasonNotAccepted = "NotAccepted"
+	// ReasonLastAcceptedKept goes with Programmed=False: an earlier generation is what is published,
+	// because this one was not accepted.
+	ReasonLastAcceptedKept = "LastAcceptedKept"
+	// ReasonPublishFailed goes with Programmed=False: the config store refused or can't be reached.
+	ReasonPublishFailed = "PublishFailed"
+	// ReasonPending goes with Programmed=False and Enforced=False: the change is on its way.
+	ReasonPending = "Pending"
+
+	// ReasonEnforced goes with Enforced=True.
+	ReasonEnforced = "Enforced"
+	// ReasonNotReporting goes with Enforced=False: an enforcer has been silent for over 10 s.
+	ReasonNotReporting = "NotReporting"
+	// ReasonNoEnforcers goes with Enforced=Unknown: no enforcer has reported for the targets.
+	ReasonNoEnforcers = "NoEnforcers"
+	// ReasonDisabled goes with Enforced=Unknown: spec.enforcement is Disabled.
+	ReasonDisabled = "Disabled"
+
+	// ReasonReachable goes with StoreReady=True.
+	ReasonReachable = "Reachable"
+	// ReasonUnreachable goes with StoreReady=False, and with Enforced=Unknown while the manager can't
+	// read what the enforcers report.
+	ReasonUnreachable = "Unreachable"
+	// ReasonDegraded goes with StoreReady=False: an enforcer could not reach its counters lately, and
+	// onStoreFailure decided in their stead.
+	ReasonDegraded = "Degraded"
+
+	// ReasonReady goes with Ready=True.
+	ReasonReady = "Ready"
+)

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package configstore carries a snapshot of limits from the manager to the sidecars.
+//
+// One writer, the manager's leader, publishes a snapshot for each namespace; any number of watchers
+// follow it. Snapshots are ordered by their [Revision], and order survives anything: a watcher never goes
+// back, and a deposed leader can't write. What is missing says nothing: no backend ever turns absent data
+// into "no policies".
+package configstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/weir-dev/weir/internal/match"
+)
+
+// Revision orders the snapshots of a namespace. The zero value comes before all others.
+type Revision struct {
+	// Epoch grows with each leader.
+	Epoch int64 `json:"epoch"`
+	// Number grows with each change.
+	Number int64 `json:"number"`
+}
+
+// Compare is negative when r comes before o, 0 when they are the same, else positive.
+func (r Revision) Compare(o Revision) int {
+	if r.Epoch != o.Epoch {
+		if r.Epoch < o.Epoch {
+			return -1
+		}
+		return 1
+	}
+	switch {
+	case r.Number < o.Number:
+		return -1
+	case r.Number > o.Number:
+		return 1
+	}
+	return 0
+}
+
+// String is epoch/number.
+func (r Revision) String() string { return fmt.Sprintf("%d/%d", r.Epoch, r.Number) }
+
+// Snapshot is all that the enforcers of a namespace have to know. It is never changed once made.
+type Snapshot struct {
+	Namespace string   `json:"namespace"`
+	Revision  Revision `json:"revision"`
+	// Policies in order of their names. Empty means that there are none, and is published as such.
+	Policies []Policy `json:"policies"`
+}
+
+// Policy is one policy, and since when.
+type Policy struct {
+	match.Policy
+	// Since is the first revision that carries the policy as it is here.
+	Since Revision `json:"since"`
+}
+
+// Publisher writes snapshots. It is for one leader at a time.
+type Publisher interface {
+	// Claim makes the caller the leader from now on: it gives an epoch above every earlier one, and
+	// publications with an earlier one are refused with [ErrFenced].
+	Claim(ctx context.Context) (epoch int64, err error)
+	// Publish stores a snapshot, if its revision comes after the stored one's, and then announces it.
+	// Publishing what is stored already, revision and all, does nothing and is no error.
+	// It fails with [ErrFenced] for the epoch of a deposed leader and with [ErrStale] when the stored
+	// revision is the same or later.
+	Publish(ctx context.Context, s Snapshot) error
+	// Load gives the stored snapshots of these namespaces. One that isn't stored is absent from the map.
+	Load(ctx context.Context, namespaces ...string) (map[string]Snapshot, error)
+	// Revisions gives the stored revisions of these namespaces, cheaply. One that isn't stored is absent.
+	Revisions(ctx context.Context, namespaces ...string) (map[string]Revision, error)
+}
+
+// Watcher follows the snapshots of one namespace.
+type Watcher interface {
+	// Watch calls apply with the stored snapshot, and with every later one that it sees, until ctx is
+	// done; revisions only ever grow. It waits out a store that is away, empty or holds garbage, and
+	// says so to its logger; it returns an error only for what waiting can't cure. The calls of apply
+	// don't overlap. A snapshot arrives in well under a second, and within two when an announcement was
+	// lost.
+	Watch(ctx context.Context, apply func(Snapshot)) error
+}
+
+// Errors of a [Publisher].
+var (
+	// ErrFenced says that another leader has claimed the store since.
+	ErrFenced = errors.New("a later leader has claimed the config store")
+	// ErrStale says that the stored snapshot is as new as this one, or newer.
+	ErrStale = errors.New("the config store holds this revision or a later one")
+)

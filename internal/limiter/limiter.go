@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package limiter decides whether a request is within its limits.
+//
+// A request hits some limits. A [Store] counts the hits, all or none of them, and an [Engine] turns what
+// the store says, or that it can't say anything, into one [Decision]. The package knows nothing of HTTP,
+// Kubernetes or Redis.
+package limiter
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Algorithm names a strategy of counting. The strategies themselves are in package strategy.
+type Algorithm string
+
+// The algorithms, by the names that the API, the snapshots and the scripts use.
+const (
+	TokenBucket Algorithm = "TokenBucket"
+	FixedWindow Algorithm = "FixedWindow"
+)
+
+// Limit says how much is allowed.
+type Limit struct {
+	Algorithm Algorithm `json:"algorithm"`
+	// Requests per window: 100 with a window of a minute is 100 a minute.
+	Requests int64 `json:"requests"`
+	// Window is a whole number of microseconds, from 10 ms to 8784 h. In JSON it is nanoseconds.
+	Window time.Duration `json:"window"`
+	// Burst is the capacity of a token bucket; other algorithms ignore it.
+	Burst int64 `json:"burst,omitempty"`
+}
+
+// Capacity is the most that a single request can ever cost: the burst of a token bucket, the requests of
+// a window.
+func (l Limit) Capacity() int64 {
+	if l.Algorithm == TokenBucket {
+		return l.Burst
+	}
+	return l.Requests
+}
+
+// Hit is one request counted against one limit.
+type Hit struct {
+	// Key names the counter. Hits with different keys never share a count, and one request never hits
+	// the same key twice.
+	Key string
+	// Limit holds the parameters to evaluate the counter with.
+	Limit Limit
+	// Cost is what the request takes. 0 takes nothing and always fits: it peeks. Above the capacity it
+	// never fits. Negative is an error.
+	Cost int64
+	// Shadow hits never refuse. They are evaluated, each by itself, only after all others admit.
+	Shadow bool
+	// Deny says that the request is to be refused whatever the counter says, because it lacks what its
+	// key is made of. Such a hit has no Key, and no store is asked about its request.
+	Deny bool
+	// OnFailure is what a store that can't answer means for this hit.
+	OnFailure FailureMode
+	// ID is what the hit is reported under.
+	ID LimitID
+}
+
+// LimitID names a limit to people. It is comparable.
+type LimitID struct {
+	Namespace, Policy, Limit string
+}
+
+// FailureMode says what a store that can't answer means for a hit.
+type FailureMode string
+
+// The failure modes. The zero value is Open.
+const (
+	FailOpen   FailureMode = "Open"
+	FailClosed FailureMode = "Closed"
+)
+
+// Verdict is what one counter says of one hit.
+type Verdict struct {
+	// Allowed says whether the cost fits. A hit can be allowed and still not charged: when another hit
+	// of the same request is not.
+	Allowed bool
+	// Remaining is what is left after this request, rounded down: with 10 a second and 6 taken it is 4.
+	Remaining int64
+	// RetryAfter is how long to wait until the same request fits, if nobody else takes anything
+	// meanwhile. Zero when allowed; [Never] when the cost is above the capacity.
+	RetryAfter time.Duration
+	// ResetAfter is how long Remaining has to last: the end of a fixed window, the time in which a token
+	// bucket gains as much again (one token, when nothing is left).
+	ResetAfter time.Duration
+}
+
+// Never is the RetryAfter of a request that will not fit however long it waits.
+const Never time.Duration = -1
+
+// Store counts hits.
+type Store interface {
+	// Take decides the hits of one request together, in one atomic step: either all that are not Shadow
+	// are allowed and all are charged, or none is charged. It gives one verdict for each hit, in order.
+	//
+	// An error means that nothing is known of any of them: it never means denied, and the request may
+	// or may not have been charged. [ErrInvalid] alone says that nothing was charged.
+	// Take is safe for concurrent use.
+	Take(ctx context.Context, hits []Hit) ([]Verdict, error)
+}
+
+// ErrInvalid is wrapped by the error for a request that no store can decide: an unknown algorithm, a
+// parameter out of range, a negative cost, one key twice.
+var ErrInvalid = errors.New("invalid hit")
