@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+MODULES := . hack/tools/controlplane hack/tools/generate hack/tools/helm hack/tools/lint
+
+# The version is stamped by us, and git may not trust the folder that CI cloned into.
+export GOFLAGS := -buildvcs=false
+
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Try it
+
+.PHONY: demo
+demo: build ## Show limits at work in a cluster of its own; ends by itself
+	$(DEMO)
+
+.PHONY: demo-up
+demo-up: build ## Start what the demo starts, and leave it running
+	$(DEMO) up
+
+.PHONY: demo-down
+demo-down: ## End what demo-up started
+	$(DEMO) down
+
+# Assigned in the shell first, so that a failing script fails the target.
+DEMO = @assets=$$(hack/control-plane.sh); redis=$$(hack/redis.sh); \
+	KUBEBUILDER_ASSETS=$$assets REDIS_SERVER=$$redis go run ./hack/demo
+
+##@ Develop
+
+.PHONY: build
+build: ## Build bin/weir-manager and bin/weir-sidecar
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/weir-manager ./cmd/manager
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/weir-sidecar ./cmd/sidecar
+
+.PHONY: generate
+generate: ## Generate the deep copies of the API types
+	@controller_gen=$$(hack/tool.sh controller-gen); set -x; $$controller_gen object:headerFile=hack/boilerplate.go.txt paths=./api/...
+
+.PHONY: manifests
+manifests: ## Generate the CRD and the manager's role, for config and for the chart
+	hack/manifests.sh
+
+.PHONY: fmt
+fmt: ## Format the Go code
+	@golangci_lint=$$(hack/tool.sh golangci-lint); set -x; $$golangci_lint fmt
+
+.PHONY: tidy
+tidy: ## Tidy every Go module of the repository
+	@for module in $(MODULES); do (set -x; go -C $$module mod tidy); done
+
+.PHONY: clean
+clean: ## Remove what was built; the tools in the user's cache folder stay
+	rm -rf bin .ci/out
+
+##@ Check
+
+.PHONY: test
+test: test-unit test-e2e ## Run every test
+
+.PHONY: test-unit
+test-unit: ## Run unit and conformance tests, and those against a real API server
+	$(call TEST,unit,-race $$(go list ./... | grep -v /test/e2e))
+
+.PHONY: test-e2e
+test-e2e: build ## Run the whole way end to end, with the built binaries
+	$(call TEST,e2e,./test/e2e/...)
+
+# TEST runs go test, with its output summed up, and kept in .ci/out/NAME.json.
+define TEST
+@mkdir -p .ci/out
+@assets=$$(hack/control-plane.sh); redis=$$(hack/redis.sh); \
+	export KUBEBUILDER_ASSETS=$$assets REDIS_SERVER=$$redis; \
+	set -x; go test -json $(2) | tee .ci/out/$(1).json | go run ./hack/testsum $(1)
+endef
+
+.PHONY: lint
+lint: ## Lint the Go code
+	@golangci_lint=$$(hack/tool.sh golangci-lint); set -x; $$golangci_lint run
+
+.PHONY: verify
+verify: ## Generate, format and tidy anew, and fail if that changed a file
+	hack/verify.sh
