@@ -17,35 +17,45 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Server is a redis-server of a test's own, on a loopback port, which keeps nothing on disk.
+// Server is a redis-server on a loopback port, which keeps nothing on disk.
 type Server struct {
 	// Addr is host:port. It stays the same over a restart.
 	Addr string
+	dir  string
 	cmd  *exec.Cmd
-	tb   testing.TB
 }
 
 // Start starts a server and stops it when the test ends. REDIS_SERVER names another binary, like
 // valkey-server's. A missing binary fails the test.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
-	port, err := freePort()
+	s, err := Launch(tb.TempDir())
 	if err != nil {
-		tb.Fatalf("finding a port for redis-server: %v", err)
+		tb.Fatal(err)
 	}
-	s := &Server{Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), tb: tb}
-	s.Restart()
 	tb.Cleanup(s.Kill)
 	return s
+}
+
+// Launch is [Start] for programs that aren't tests: dir is the server's working directory, and the caller
+// must Kill it.
+func Launch(dir string) (*Server, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, fmt.Errorf("finding a port for redis-server: %w", err)
+	}
+	s := &Server{Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), dir: dir}
+	return s, s.Restart()
 }
 
 // URL is the server as a redis:// URL.
 func (s *Server) URL() string { return "redis://" + s.Addr }
 
 // Client gives a client of the server, closed when the test ends.
-func (s *Server) Client() *redis.Client {
+func (s *Server) Client(tb testing.TB) *redis.Client {
+	tb.Helper()
 	c := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DisableIdentity: true})
-	s.tb.Cleanup(func() { _ = c.Close() })
+	tb.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -60,32 +70,27 @@ func (s *Server) Kill() {
 }
 
 // Pause stops the server from answering, its connections open, until [Server.Resume].
-func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+func (s *Server) Pause() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
 
 // Resume ends a [Server.Pause].
-func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
-
-func (s *Server) signal(sig os.Signal) {
-	if err := s.cmd.Process.Signal(sig); err != nil {
-		s.tb.Fatalf("sending redis-server %v: %v", sig, err)
-	}
-}
+func (s *Server) Resume() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
 
 // Restart starts the server, empty, on the same port, after ending it if it runs. It returns when the
 // server answers.
-func (s *Server) Restart() {
-	s.tb.Helper()
+func (s *Server) Restart() error {
 	s.Kill()
-	_, port, _ := net.SplitHostPort(s.Addr)
-	s.cmd = exec.Command(binary(), "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", s.tb.TempDir()) //nolint:gosec,noctx // The test's own choice of server, which outlives the test's context.
+	_, port, err := net.SplitHostPort(s.Addr)
+	if err != nil {
+		return fmt.Errorf("reading the server's address: %w", err)
+	}
+	s.cmd = exec.Command(binary(), "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", s.dir) //nolint:gosec,noctx // The caller's choice of server, which lives until it is killed.
 	// A test that is killed takes its server with it.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
-		s.tb.Fatalf("starting redis-server (run hack/redis.sh to install it): %v", err)
+		s.cmd = nil
+		return fmt.Errorf("starting redis-server (hack/redis.sh installs it): %w", err)
 	}
-	if err := s.await(10 * time.Second); err != nil {
-		s.tb.Fatal(err)
-	}
+	return s.await(10 * time.Second)
 }
 
 func (s *Server) await(timeout time.Duration) error {
