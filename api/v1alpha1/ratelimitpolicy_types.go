@@ -371,6 +371,8 @@ type RequestMatch struct {
 type Expression string
 
 // PathMatch describes paths of requests.
+//
+// +kubebuilder:validation:XValidation:rule="self.type == 'RegularExpression' || self.value.startsWith('/')",message="must begin with /, as every path does",fieldPath=".value"
 type PathMatch struct {
 	// type says how value is meant.
 	// +kubebuilder:validation:Enum=Exact;Prefix;Template;RegularExpression
@@ -414,6 +416,7 @@ type HeaderName string
 
 // KeySource is one value of the tuple that names a counter.
 //
+// +kubebuilder:validation:XValidation:rule="!has(self.cookie) || self.cookie.name.matches('^[A-Za-z0-9!#$%&\\'*+.^_`|~-]+$')",message="no cookie can have this name",fieldPath=".cookie.name"
 // +kubebuilder:validation:ExactlyOneOf=header;cookie;query;clientIP;claim;pathParam;method;host;expression
 type KeySource struct {
 	// header is the value of a header, which any client can choose: it separates clients that
