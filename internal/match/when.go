@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package match
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// view is a request as conditions and keys see it: what they all need is worked out once.
+type view struct {
+	Request
+	host string
+	// paths are the readings of the path.
+	paths []string
+	// path holds the only reading of most paths, so that those cost no allocation.
+	path [1]string
+}
+
+// readPath gives the readings of the request's path.
+func (v *view) readPath() []string {
+	if isPlain(v.Path) {
+		v.path[0] = v.Path
+		return v.path[:]
+	}
+	return readings(v.Path)
+}
+
+// header gives the lines of a header, whose name has to be in canonical form.
+func (v *view) header(name string) []string { return v.Header[name] }
+
+// condition is a [When], ready to be evaluated.
+type condition struct {
+	methods []string
+	paths   []PathMatch
+	hosts   []string
+	headers []HeaderMatch
+}
+
+func newCondition(w When) condition {
+	c := condition{methods: w.Methods, hosts: w.Hosts}
+	for _, p := range w.Paths {
+		p.Value = canonicalPath(p.Value)
+		if p.Type == typePrefix {
+			p.Value = strings.TrimSuffix(p.Value, "/")
+		}
+		c.paths = append(c.paths, p)
+	}
+	for _, h := range w.Headers {
+		h.Name = http.CanonicalHeaderKey(h.Name)
+		c.headers = append(c.headers, h)
+	}
+	return c
+}
+
+// The types of a [PathMatch] and a [HeaderMatch]. One that is none of these matches nothing.
+const (
+	typeExact   = "Exact"
+	typePrefix  = "Prefix"
+	typePresent = "Present"
+	typeAbsent  = "Absent"
+)
+
+func (c *condition) holds(v *view) bool {
+	return c.hasMethod(v.Method) && c.hasHost(v.host) && c.hasPath(v.paths) && c.hasHeaders(v)
+}
+
+// hasMethod ignores case: some applications take get for GET, and a limit on GET must count it there.
+func (c *condition) hasMethod(method string) bool {
+	for _, m := range c.methods {
+		if strings.EqualFold(m, method) {
+			return true
+		}
+	}
+	return len(c.methods) == 0
+}
+
+func (c *condition) hasHost(host string) bool {
+	for _, h := range c.hosts {
+		if hostMatches(h, host) {
+			return true
+		}
+	}
+	return len(c.hosts) == 0
+}
+
+// hostMatches says whether a host is the pattern, or is below it when the pattern is like *.example.com.
+func hostMatches(pattern, host string) bool {
+	suffix, ok := strings.CutPrefix(pattern, "*")
+	if !ok {
+		return pattern == host
+	}
+	return len(host) > len(suffix) && strings.HasSuffix(host, suffix)
+}
+
+// bareHost gives a host without its port, in lower case and without the dot of a fully qualified name.
+func bareHost(host string) string {
+	end := len(host)
+	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
+		end = i
+	}
+	return strings.ToLower(strings.TrimSuffix(host[:end], "."))
+}
+
+// hasPath says whether any reading of the path matches any of the condition's.
+func (c *condition) hasPath(paths []string) bool {
+	for _, p := range c.paths {
+		if slices.ContainsFunc(paths, p.matches) {
+			return true
+		}
+	}
+	return len(c.paths) == 0
+}
+
+// matches compares a path with a value in canonical form; that of a prefix has no slash at its end.
+func (p PathMatch) matches(path string) bool {
+	switch p.Type {
+	case typeExact:
+		return path == p.Value
+	case typePrefix:
+		rest, ok := strings.CutPrefix(path, p.Value)
+		return ok && (rest == "" || rest[0] == '/')
+	}
+	return false
+}
+
+func (c *condition) hasHeaders(v *view) bool {
+	for i := range c.headers {
+		if !c.headers[i].matches(v.header(c.headers[i].Name)) {
+			return false
+		}
+	}
+	return true
+}
+
+// matches looks at all lines as one value, joined by commas.
+func (h *HeaderMatch) matches(lines []string) bool {
+	switch h.Type {
+	case typePresent:
+		return len(lines) > 0
+	case typeAbsent:
+		return len(lines) == 0
+	case typeExact:
+		return len(lines) > 0 && strings.Join(lines, ",") == h.Value
+	case typePrefix:
+		return len(lines) > 0 && strings.HasPrefix(strings.Join(lines, ","), h.Value)
+	}
+	return false
+}
