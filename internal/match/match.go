@@ -98,7 +98,9 @@ func selected(policies []Policy, o Options) []Policy {
 func (m *Matcher) Match(r Request) []limiter.Hit {
 	v := view{Request: r, host: bareHost(r.Host)}
 	if m.readsPaths {
-		v.paths = v.readPath()
+		// Most paths have one reading, and cost no allocation.
+		var buf [1]string
+		v.paths = readings(buf[:0], r.Path)
 	}
 	var hits []limiter.Hit
 	for i := range m.rules {

@@ -15,11 +15,15 @@ import (
 //
 // Readings only ever add requests to a limit. Whatever exempts requests has to ask that all of them match.
 
-// readings gives the ways to read a path, each in the form of [canonicalPath]; the latter comes first.
-func readings(path string) []string {
+// readings appends the ways to read a path to buf, each in the form of [canonicalPath]; the latter comes
+// first.
+func readings(buf []string, path string) []string {
+	if isPlain(path) {
+		return append(buf, path)
+	}
 	paths := fork([]string{path}, asItIs, withoutParameters)
 	paths = fork(paths, decoded, decodedWithSlashes, decodedWithBackslashes)
-	return fork(paths, mergedThenResolved, resolvedThenMerged, merged)
+	return append(buf, fork(paths, mergedThenResolved, resolvedThenMerged, merged)...)
 }
 
 // canonicalPath is the reading of RFC 3986, with runs of slashes merged first. Escapes are decoded but for

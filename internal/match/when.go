@@ -4,7 +4,6 @@ package match
 
 import (
 	"net/http"
-	"slices"
 	"strings"
 )
 
@@ -14,17 +13,6 @@ type view struct {
 	host string
 	// paths are the readings of the path.
 	paths []string
-	// path holds the only reading of most paths, so that those cost no allocation.
-	path [1]string
-}
-
-// readPath gives the readings of the request's path.
-func (v *view) readPath() []string {
-	if isPlain(v.Path) {
-		v.path[0] = v.Path
-		return v.path[:]
-	}
-	return readings(v.Path)
 }
 
 // header gives the lines of a header, whose name has to be in canonical form.
@@ -105,16 +93,18 @@ func bareHost(host string) string {
 
 // hasPath says whether any reading of the path matches any of the condition's.
 func (c *condition) hasPath(paths []string) bool {
-	for _, p := range c.paths {
-		if slices.ContainsFunc(paths, p.matches) {
-			return true
+	for i := range c.paths {
+		for _, p := range paths {
+			if c.paths[i].matches(p) {
+				return true
+			}
 		}
 	}
 	return len(c.paths) == 0
 }
 
 // matches compares a path with a value in canonical form; that of a prefix has no slash at its end.
-func (p PathMatch) matches(path string) bool {
+func (p *PathMatch) matches(path string) bool {
 	switch p.Type {
 	case typeExact:
 		return path == p.Value
