@@ -61,15 +61,18 @@ type Policy struct {
 
 // Publisher writes snapshots. It is for one leader at a time.
 type Publisher interface {
-	// Claim makes the caller the leader from now on: it gives an epoch above every earlier one, and
-	// publications with an earlier one are refused with [ErrFenced].
+	// Claim makes this publisher the leader from now on: it gives an epoch above every earlier one, the
+	// publisher remembers it, and publishers with an earlier one, or none, are fenced.
 	Claim(ctx context.Context) (epoch int64, err error)
 	// Publish stores a snapshot, if its revision comes after the stored one's, and then announces it.
 	// Publishing what is stored already, revision and all, does nothing and is no error.
-	// It fails with [ErrFenced] for the epoch of a deposed leader and with [ErrStale] when the stored
-	// revision is the same or later.
+	// The revision may be of an earlier epoch than the one claimed, never of a later one: a leader
+	// restores what a flush has taken by publishing it as it was.
+	// It fails with [ErrFenced] for a deposed leader, with [ErrStale] when the stored revision is the
+	// same or later, and with [ErrTooLarge].
 	Publish(ctx context.Context, s Snapshot) error
-	// Load gives the stored snapshots of these namespaces. One that isn't stored is absent from the map.
+	// Load gives the stored snapshots of these namespaces. One that isn't stored, or can't be understood,
+	// is absent from the map.
 	Load(ctx context.Context, namespaces ...string) (map[string]Snapshot, error)
 	// Revisions gives the stored revisions of these namespaces, cheaply. One that isn't stored is absent.
 	Revisions(ctx context.Context, namespaces ...string) (map[string]Revision, error)
@@ -78,12 +81,15 @@ type Publisher interface {
 // Watcher follows the snapshots of one namespace.
 type Watcher interface {
 	// Watch calls apply with the stored snapshot, and with every later one that it sees, until ctx is
-	// done; revisions only ever grow. It waits out a store that is away, empty or holds garbage, and
+	// done, and then returns nil; revisions only ever grow. It waits out a store that is away, empty or holds garbage, and
 	// says so to its logger; it returns an error only for what waiting can't cure. The calls of apply
 	// don't overlap. A snapshot arrives in well under a second, and within two when an announcement was
 	// lost.
 	Watch(ctx context.Context, apply func(Snapshot)) error
 }
+
+// MaxBytes is the most that a snapshot can have as JSON: 1 MiB.
+const MaxBytes = 1 << 20
 
 // Errors of a [Publisher].
 var (
@@ -91,4 +97,6 @@ var (
 	ErrFenced = errors.New("a later leader has claimed the config store")
 	// ErrStale says that the stored snapshot is as new as this one, or newer.
 	ErrStale = errors.New("the config store holds this revision or a later one")
+	// ErrTooLarge says that a snapshot has more than [MaxBytes].
+	ErrTooLarge = errors.New("the snapshot is larger than 1 MiB")
 )
