@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guard_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/guard"
+)
+
+const budget = 20 * time.Millisecond
+
+// storeFunc is a store of one function.
+type storeFunc func(ctx context.Context) ([]limiter.Verdict, error)
+
+func (f storeFunc) Take(ctx context.Context, _ []limiter.Hit) ([]limiter.Verdict, error) {
+	return f(ctx)
+}
+
+func TestDeadline(t *testing.T) {
+	run := func(name string, test func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
+	}
+	run("an answer in time is the answer", func(t *testing.T) {
+		want := []limiter.Verdict{{Allowed: true, Remaining: 4}}
+		store := guard.Deadline(storeFunc(func(context.Context) ([]limiter.Verdict, error) {
+			time.Sleep(budget - time.Nanosecond)
+			return want, nil
+		}), budget)
+		got, err := store.Take(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+	})
+	run("an error in time is the error", func(t *testing.T) {
+		want := errors.New("no route")
+		store := guard.Deadline(storeFunc(func(context.Context) ([]limiter.Verdict, error) { return nil, want }), budget)
+		if _, err := store.Take(t.Context(), nil); !errors.Is(err, want) {
+			t.Errorf("the error is %v, not %v", err, want)
+		}
+	})
+	run("a store that heeds no context is given up when the budget is spent", func(t *testing.T) {
+		release := make(chan struct{})
+		defer close(release)
+		store := guard.Deadline(storeFunc(func(context.Context) ([]limiter.Verdict, error) {
+			<-release
+			return nil, nil
+		}), budget)
+		start := time.Now()
+		_, err := store.Take(t.Context(), nil)
+		if took := time.Since(start); took != budget || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("after %s the error is %v", took, err)
+		}
+	})
+	run("a caller that gives up first is not kept", func(t *testing.T) {
+		release := make(chan struct{})
+		defer close(release)
+		store := guard.Deadline(storeFunc(func(context.Context) ([]limiter.Verdict, error) {
+			<-release
+			return nil, nil
+		}), budget)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(5*time.Millisecond, cancel)
+		start := time.Now()
+		_, err := store.Take(ctx, nil)
+		if took := time.Since(start); took != 5*time.Millisecond || !errors.Is(err, context.Canceled) {
+			t.Errorf("after %s the error is %v", took, err)
+		}
+	})
+	run("the inner store is told the budget", func(t *testing.T) {
+		store := guard.Deadline(storeFunc(func(ctx context.Context) ([]limiter.Verdict, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}), budget)
+		start := time.Now()
+		_, err := store.Take(t.Context(), nil)
+		if took := time.Since(start); took != budget || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("after %s the error is %v", took, err)
+		}
+	})
+	run("calls that are given up are bounded, and their places come back", func(t *testing.T) {
+		hanging, calls := true, 0
+		release := make(chan struct{})
+		store := guard.Deadline(storeFunc(func(context.Context) ([]limiter.Verdict, error) {
+			calls++
+			if hanging {
+				<-release
+			}
+			return nil, nil
+		}), budget)
+		start := time.Now()
+		for range 1024 {
+			_, _ = store.Take(t.Context(), nil)
+		}
+		took := time.Since(start)
+		_, err := store.Take(t.Context(), nil)
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != took || calls != 1024 {
+			t.Errorf("call %d took %s and its error is %v", calls, time.Since(start)-took, err)
+		}
+		hanging = false
+		close(release)
+		synctest.Wait()
+		if _, err := store.Take(t.Context(), nil); err != nil {
+			t.Errorf("after the store is back: %v", err)
+		}
+	})
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memorystore_test
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/memorystore"
+	"github.com/weir-dev/weir/internal/limiter/storetest"
+)
+
+// clock stands still until it is set.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) Advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+func TestStore(t *testing.T) {
+	storetest.Run(t, func(*testing.T) (limiter.Store, func(time.Duration)) {
+		c := &clock{now: storetest.Epoch}
+		return memorystore.New(memorystore.Options{Now: c.Now}), c.Advance
+	})
+}
+
+func TestMaxCounters(t *testing.T) {
+	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 5, Window: time.Hour, Burst: 5}
+	id := limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: "per-client"}
+	full := func(t *testing.T, c *clock) *memorystore.Store {
+		s := memorystore.New(memorystore.Options{Now: c.Now, MaxCounters: 10})
+		for i := range 10 {
+			allowed(t, s, limiter.Hit{Key: fmt.Sprint("old-", i), Limit: l, Cost: 3, ID: id})
+		}
+		return s
+	}
+	t.Run("a flood of keys gets no more than one key does", func(t *testing.T) {
+		s := full(t, &clock{now: storetest.Epoch})
+		admitted := 0
+		for i := range 1000 {
+			if allowed(t, s, limiter.Hit{Key: fmt.Sprint("new-", i), Limit: l, Cost: 1, ID: id}) {
+				admitted++
+			}
+		}
+		if admitted != 5 {
+			t.Errorf("%d of 1000 requests with keys of their own were admitted, not 5", admitted)
+		}
+	})
+	t.Run("a flood of keys takes nothing from those that were there, and gives them nothing", func(t *testing.T) {
+		s := full(t, &clock{now: storetest.Epoch})
+		for i := range 1000 {
+			allowed(t, s, limiter.Hit{Key: fmt.Sprint("new-", i), Limit: l, Cost: 1, ID: id})
+		}
+		old := limiter.Hit{Key: "old-3", Limit: l, Cost: 1, ID: id}
+		got := []bool{allowed(t, s, old), allowed(t, s, old), allowed(t, s, old)}
+		if want := [3]bool{true, true, false}; [3]bool(got) != want {
+			t.Errorf("a key that had 2 left got %v", got)
+		}
+	})
+	t.Run("two hits of one limit share no counter within a request", func(t *testing.T) {
+		s := full(t, &clock{now: storetest.Epoch})
+		v, err := s.Take(t.Context(), []limiter.Hit{
+			{Key: "new-a", Limit: l, Cost: 4, ID: id},
+			{Key: "new-b", Limit: l, Cost: 4, ID: id},
+		})
+		if err != nil || !v[0].Allowed || !v[1].Allowed {
+			t.Errorf("got %+v, %v", v, err)
+		}
+	})
+	t.Run("counters that have expired make room", func(t *testing.T) {
+		c := &clock{now: storetest.Epoch}
+		s := full(t, c)
+		c.Advance(24 * time.Hour)
+		for i := range 5 {
+			key := fmt.Sprint("new-", i)
+			if !allowed(t, s, limiter.Hit{Key: key, Limit: l, Cost: 5, ID: id}) {
+				t.Errorf("%s has no counter of its own", key)
+			}
+		}
+	})
+}
+
+func TestAllocations(t *testing.T) {
+	s := memorystore.New(memorystore.Options{})
+	hits := []limiter.Hit{
+		{Key: "a", Limit: limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 1e6, Window: time.Second, Burst: 1e6}, Cost: 1},
+		{Key: "b", Limit: limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 1e6, Window: time.Second}, Cost: 1},
+	}
+	allocations := testing.AllocsPerRun(1000, func() {
+		if _, err := s.Take(t.Context(), hits); err != nil {
+			t.Error(err)
+		}
+	})
+	if allocations > 1 {
+		t.Errorf("a decision allocates %.0f times, not once for its verdicts", allocations)
+	}
+}
+
+func BenchmarkTake(b *testing.B) {
+	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 100, Window: time.Second, Burst: 100}
+	hits := make([][]limiter.Hit, 10_000)
+	for i := range hits {
+		hits[i] = []limiter.Hit{{Key: fmt.Sprint("key-", i), Limit: l, Cost: 1}}
+	}
+	s := memorystore.New(memorystore.Options{})
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for i := 0; pb.Next(); i++ {
+			if _, err := s.Take(b.Context(), hits[i%len(hits)]); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
+
+func allowed(t *testing.T, s *memorystore.Store, h limiter.Hit) bool {
+	t.Helper()
+	v, err := s.Take(t.Context(), []limiter.Hit{h})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v[0].Allowed
+}

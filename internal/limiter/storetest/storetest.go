@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package storetest is the suite that every limiter.Store has to pass.
+package storetest
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-dev/weir/internal/limiter"
+)
+
+// Epoch is when the clock of a store under test starts: 15 seconds into a window of a minute.
+var Epoch = time.Date(2026, time.January, 1, 0, 0, 15, 0, time.UTC)
+
+// Start gives a new store, whose clock is at [Epoch], and what sets the clock forward, or back by a negative
+// time.
+type Start func(t *testing.T) (store limiter.Store, advance func(time.Duration))
+
+var (
+	bucket = limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 10, Window: time.Minute, Burst: 3}
+	window = limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 3, Window: time.Minute}
+	limits = []limiter.Limit{bucket, window}
+)
+
+// Run runs the suite.
+func Run(t *testing.T, start Start) {
+	t.Run("a token bucket says what remains and how long to wait", func(t *testing.T) {
+		store, _ := start(t)
+		check(t, store, requests(4, hit("a", bucket)), []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: 12 * time.Second},
+			{Allowed: true, Remaining: 1, ResetAfter: 6 * time.Second},
+			{Allowed: true, Remaining: 0, ResetAfter: 6 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 6 * time.Second, ResetAfter: 6 * time.Second},
+		})
+	})
+	t.Run("a fixed window says what remains and how long to wait", func(t *testing.T) {
+		store, _ := start(t)
+		check(t, store, requests(4, hit("a", window)), []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: 45 * time.Second},
+			{Allowed: true, Remaining: 1, ResetAfter: 45 * time.Second},
+			{Allowed: true, Remaining: 0, ResetAfter: 45 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 45 * time.Second, ResetAfter: 45 * time.Second},
+		})
+	})
+	t.Run("a lowered burst cuts the level and a raised one gives nothing", func(t *testing.T) {
+		store, _ := start(t)
+		low, high := bucket, bucket
+		low.Burst, high.Burst = 1, 9
+		check(t, store, []limiter.Hit{hit("a", bucket), hit("a", low), hit("a", high)}, []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: 12 * time.Second},
+			{Allowed: true, Remaining: 0, ResetAfter: 6 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 6 * time.Second, ResetAfter: 6 * time.Second},
+		})
+	})
+	t.Run("the count goes into the window of another length", func(t *testing.T) {
+		store, advance := start(t)
+		short := window
+		short.Window = 10 * time.Second
+		check(t, store, []limiter.Hit{hit("a", window), hit("a", window), hit("a", short), hit("a", short)}, []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: 45 * time.Second},
+			{Allowed: true, Remaining: 1, ResetAfter: 45 * time.Second},
+			{Allowed: true, Remaining: 0, ResetAfter: 5 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 5 * time.Second, ResetAfter: 5 * time.Second},
+		})
+		advance(5 * time.Second)
+		check(t, store, requests(1, hit("a", short)), []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: 10 * time.Second},
+		})
+	})
+	t.Run("another algorithm starts anew on the same key", func(t *testing.T) {
+		store, _ := start(t)
+		check(t, store, []limiter.Hit{hit("a", bucket), hit("a", window), hit("a", bucket)}, []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: 12 * time.Second},
+			{Allowed: true, Remaining: 2, ResetAfter: 45 * time.Second},
+			{Allowed: true, Remaining: 2, ResetAfter: 12 * time.Second},
+		})
+	})
+	for _, l := range limits {
+		t.Run(string(l.Algorithm), func(t *testing.T) { runLimit(t, start, l) })
+	}
+	runTogether(t, start)
+	runInvalid(t, start)
+}
+
+// runLimit is what holds for every algorithm, here with a capacity of 3.
+func runLimit(t *testing.T, start Start, l limiter.Limit) {
+	t.Run("who waits for as long as told is admitted, and who is quicker is not", func(t *testing.T) {
+		store, advance := start(t)
+		takeAll(t, store, hit("a", l))
+		for range 20 {
+			advance(777_777 * time.Microsecond)
+			refused := take(t, store, hit("a", l))[0]
+			if refused.Allowed {
+				continue
+			}
+			advance(refused.RetryAfter - time.Millisecond)
+			if v := take(t, store, hit("a", l))[0]; v.Allowed || v.RetryAfter != time.Millisecond {
+				t.Fatalf("1ms before its time the request got %+v", v)
+			}
+			advance(time.Millisecond)
+			if v := take(t, store, hit("a", l))[0]; !v.Allowed {
+				t.Fatalf("after %s the request got %+v", refused.RetryAfter, v)
+			}
+		}
+	})
+	t.Run("a cost takes as much at once", func(t *testing.T) {
+		store, _ := start(t)
+		wantAllowed(t, store, hit("a", l), 2, true, 1)
+		wantAllowed(t, store, hit("a", l), 2, false, 1)
+		wantAllowed(t, store, hit("a", l), 1, true, 0)
+	})
+	t.Run("a cost of 0 takes nothing and always fits", func(t *testing.T) {
+		store, _ := start(t)
+		wantAllowed(t, store, hit("a", l), 0, true, 3)
+		wantAllowed(t, store, hit("a", l), 3, true, 0)
+		wantAllowed(t, store, hit("a", l), 0, true, 0)
+	})
+	t.Run("a cost above the capacity never fits", func(t *testing.T) {
+		store, _ := start(t)
+		for _, cost := range []int64{4, 1 << 53, 1<<63 - 1} {
+			h := hit("a", l)
+			h.Cost = cost
+			if v := take(t, store, h)[0]; v.Allowed || v.RetryAfter != limiter.Never || v.Remaining != 3 {
+				t.Errorf("cost %d got %+v", cost, v)
+			}
+		}
+		wantAllowed(t, store, hit("a", l), 3, true, 0)
+	})
+	t.Run("a denied request charges nothing", func(t *testing.T) {
+		store, advance := start(t)
+		takeAll(t, store, hit("a", l))
+		before := take(t, store, hit("a", l))
+		for range 50 {
+			take(t, store, hit("a", l))
+		}
+		if diff := cmp.Diff(before, take(t, store, hit("a", l))); diff != "" {
+			t.Errorf("after 50 denials (-before +after):\n%s", diff)
+		}
+		advance(before[0].RetryAfter)
+		if v := take(t, store, hit("a", l))[0]; !v.Allowed {
+			t.Errorf("after %s the request got %+v", before[0].RetryAfter, v)
+		}
+	})
+	t.Run("keys don't share a count", func(t *testing.T) {
+		store, _ := start(t)
+		takeAll(t, store, hit("a", l))
+		wantAllowed(t, store, hit("b", l), 1, true, 2)
+	})
+	t.Run("a counter that was left alone for long is as new", func(t *testing.T) {
+		store, advance := start(t)
+		takeAll(t, store, hit("a", l))
+		advance(24 * time.Hour)
+		wantAllowed(t, store, hit("a", l), 1, true, 2)
+	})
+	t.Run("a clock that is set back gives nothing and locks nobody out", func(t *testing.T) {
+		store, advance := start(t)
+		takeAll(t, store, hit("a", l))
+		advance(-time.Hour)
+		refused := take(t, store, hit("a", l))[0]
+		if refused.Allowed || refused.RetryAfter > time.Minute {
+			t.Fatalf("after an hour back the request got %+v", refused)
+		}
+		advance(refused.RetryAfter)
+		if v := take(t, store, hit("a", l))[0]; !v.Allowed {
+			t.Errorf("after %s the request got %+v", refused.RetryAfter, v)
+		}
+	})
+	t.Run("a clock that is set back a little doesn't count a window twice", func(t *testing.T) {
+		store, advance := start(t)
+		advance(45 * time.Second)
+		takeAll(t, store, hit("a", l))
+		advance(-time.Microsecond)
+		wantAllowed(t, store, hit("a", l), 1, false, 0)
+		advance(time.Microsecond)
+		wantAllowed(t, store, hit("a", l), 1, false, 0)
+	})
+	t.Run("50 callers at once are admitted as often as one", func(t *testing.T) {
+		store, _ := start(t)
+		l.Requests, l.Window, l.Burst = 100, 24*time.Hour, 100
+		if got := admitted(t, store, hit("a", l), 50, 10); got != 100 {
+			t.Errorf("%d requests were admitted, not 100", got)
+		}
+	})
+}
+
+// runTogether is about the hits of one request.
+func runTogether(t *testing.T, start Start) {
+	t.Run("one refusal charges none of a request's limits", func(t *testing.T) {
+		store, _ := start(t)
+		takeAll(t, store, hit("b", window))
+		want := []limiter.Verdict{
+			{Allowed: true, Remaining: 3, ResetAfter: 18 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 45 * time.Second, ResetAfter: 45 * time.Second},
+			{Allowed: true, Remaining: 3, ResetAfter: 45 * time.Second},
+		}
+		for range 5 {
+			got := take(t, store, hit("a", bucket), hit("b", window), hit("c", window))
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Fatalf("verdicts (-want +got):\n%s", diff)
+			}
+		}
+	})
+	t.Run("every limit of an admitted request is charged", func(t *testing.T) {
+		store, _ := start(t)
+		want := []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: 12 * time.Second},
+			{Allowed: true, Remaining: 2, ResetAfter: 45 * time.Second},
+		}
+		if diff := cmp.Diff(want, take(t, store, hit("a", bucket), hit("b", window))); diff != "" {
+			t.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("a shadow limit refuses nobody and is charged by itself", func(t *testing.T) {
+		store, _ := start(t)
+		full, free := shadow(hit("s", window)), shadow(hit("t", bucket))
+		takeAll(t, store, hit("s", window))
+		want := []limiter.Verdict{
+			{Allowed: false, Remaining: 0, RetryAfter: 45 * time.Second, ResetAfter: 45 * time.Second},
+			{Allowed: true, Remaining: 2, ResetAfter: 45 * time.Second},
+			{Allowed: true, Remaining: 2, ResetAfter: 12 * time.Second},
+		}
+		if diff := cmp.Diff(want, take(t, store, full, hit("a", window), free)); diff != "" {
+			t.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("a shadow limit isn't asked about a refused request", func(t *testing.T) {
+		store, _ := start(t)
+		takeAll(t, store, hit("a", window))
+		want := []limiter.Verdict{
+			{},
+			{Allowed: false, Remaining: 0, RetryAfter: 45 * time.Second, ResetAfter: 45 * time.Second},
+		}
+		if diff := cmp.Diff(want, take(t, store, shadow(hit("s", bucket)), hit("a", window))); diff != "" {
+			t.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+		wantAllowed(t, store, hit("s", bucket), 1, true, 2)
+	})
+	t.Run("50 callers of crossing limits are admitted as often as the strictest allows", func(t *testing.T) {
+		store, _ := start(t)
+		wide, narrow := window, bucket
+		wide.Requests, narrow.Window, narrow.Burst = 1000, 24*time.Hour, 60
+		var sum atomic.Int64
+		var wg sync.WaitGroup
+		for caller := range 50 {
+			hits := []limiter.Hit{hit("wide", wide), hit("narrow", narrow)}
+			if caller%2 == 1 {
+				hits[0], hits[1] = hits[1], hits[0]
+			}
+			wg.Go(func() {
+				for range 4 {
+					if v := take(t, store, hits...); v[0].Allowed && v[1].Allowed {
+						sum.Add(1)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if sum.Load() != 60 {
+			t.Errorf("%d requests were admitted, not 60", sum.Load())
+		}
+		wantAllowed(t, store, hit("wide", wide), 0, true, 940)
+	})
+}
+
+// runInvalid is about requests that get no verdict.
+func runInvalid(t *testing.T, start Start) {
+	tests := map[string]func(*limiter.Hit){
+		"a negative cost is invalid":              func(h *limiter.Hit) { h.Cost = -1 },
+		"an unknown algorithm is invalid":         func(h *limiter.Hit) { h.Limit.Algorithm = "Abacus" },
+		"a limit of no requests is invalid":       func(h *limiter.Hit) { h.Limit.Requests = 0 },
+		"a window of 0 is invalid":                func(h *limiter.Hit) { h.Limit.Window = 0 },
+		"a token bucket without burst is invalid": func(h *limiter.Hit) { h.Limit.Burst = 0 },
+		"a key that is hit twice is invalid":      func(h *limiter.Hit) { h.Key = hit("a", bucket).Key },
+		"a hit without a key is invalid":          func(h *limiter.Hit) { h.Key = "" },
+	}
+	for name, spoil := range tests {
+		t.Run(name, func(t *testing.T) {
+			store, _ := start(t)
+			bad := hit("b", bucket)
+			spoil(&bad)
+			if _, err := store.Take(t.Context(), []limiter.Hit{hit("a", bucket), bad}); !errors.Is(err, limiter.ErrInvalid) {
+				t.Errorf("the error is %v, not ErrInvalid", err)
+			}
+			wantAllowed(t, store, hit("a", bucket), 1, true, 2)
+		})
+	}
+	t.Run("a request without hits has no verdicts", func(t *testing.T) {
+		store, _ := start(t)
+		if v := take(t, store); len(v) != 0 {
+			t.Errorf("got %+v", v)
+		}
+	})
+	t.Run("a context that is done charges nothing", func(t *testing.T) {
+		store, _ := start(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := store.Take(ctx, []limiter.Hit{hit("a", bucket)}); !errors.Is(err, context.Canceled) {
+			t.Errorf("the error is %v, not context.Canceled", err)
+		}
+		wantAllowed(t, store, hit("a", bucket), 1, true, 2)
+	})
+}
+
+func hit(key string, l limiter.Limit) limiter.Hit {
+	id := limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: string(l.Algorithm)}
+	return limiter.Hit{Key: "weir:test:{shop/0}:" + key, Limit: l, Cost: 1, ID: id}
+}
+
+func shadow(h limiter.Hit) limiter.Hit {
+	h.Shadow = true
+	return h
+}
+
+func requests(n int, h limiter.Hit) []limiter.Hit {
+	hits := make([]limiter.Hit, n)
+	for i := range hits {
+		hits[i] = h
+	}
+	return hits
+}
+
+// take decides one request.
+func take(t *testing.T, store limiter.Store, hits ...limiter.Hit) []limiter.Verdict {
+	t.Helper()
+	verdicts, err := store.Take(t.Context(), hits)
+	if err != nil {
+		t.Error(err)
+		return make([]limiter.Verdict, len(hits))
+	}
+	return verdicts
+}
+
+// takeAll leaves nothing of a limit whose capacity is 3.
+func takeAll(t *testing.T, store limiter.Store, h limiter.Hit) {
+	t.Helper()
+	wantAllowed(t, store, h, 3, true, 0)
+}
+
+// check decides a request for each hit, one after the other.
+func check(t *testing.T, store limiter.Store, hits []limiter.Hit, want []limiter.Verdict) {
+	t.Helper()
+	var got []limiter.Verdict
+	for _, h := range hits {
+		got = append(got, take(t, store, h)...)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("verdicts (-want +got):\n%s", diff)
+	}
+}
+
+func wantAllowed(t *testing.T, store limiter.Store, h limiter.Hit, cost int64, allowed bool, remaining int64) {
+	t.Helper()
+	h.Cost = cost
+	if v := take(t, store, h)[0]; v.Allowed != allowed || v.Remaining != remaining {
+		t.Errorf("a cost of %d got %+v, want allowed %t and remaining %d", cost, v, allowed, remaining)
+	}
+}
+
+// admitted counts how many requests of so many callers are.
+func admitted(t *testing.T, store limiter.Store, h limiter.Hit, callers, each int) int64 {
+	t.Helper()
+	var sum atomic.Int64
+	var wg sync.WaitGroup
+	for range callers {
+		wg.Go(func() {
+			for range each {
+				if take(t, store, h)[0].Allowed {
+					sum.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return sum.Load()
+}

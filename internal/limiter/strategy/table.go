@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package strategy holds the counting algorithms, each written twice: in Lua for Redis, and in Go.
+//
+// A strategy is a pure rule: from the state of a counter, the time, a limit and a cost it makes a verdict
+// and the next state. [Script] runs the rules inside Redis, [Evaluator] in process; both decide a request by
+// all of its hits at once, and both write the same bytes.
+package strategy
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/weir-dev/weir/internal/limiter"
+)
+
+// strategies is the one place that names them all.
+var strategies = map[limiter.Algorithm]Strategy{
+	limiter.FixedWindow: fixedWindow,
+	limiter.TokenBucket: tokenBucket,
+}
+
+// Strategy is one algorithm.
+type Strategy struct {
+	// Validate says what is wrong with a limit, in the words of the API: "burst must be at least 1". A
+	// limit has to be valid for everything else here.
+	Validate func(l limiter.Limit) error
+	// Take is the rule. Times are microseconds, now since the Unix epoch. An empty state is that of a
+	// counter from which nothing was taken, or not for long.
+	//
+	// The next state is appended to dst, which must not overlap state. It is nil where nothing changes:
+	// a denial and a cost of 0 take nothing. They change the state all the same where it can't stay as
+	// it is because the clock was set back or the window is another; such a change takes and gives
+	// nothing, and is to be kept even when the request is refused. After ttl the next state says
+	// nothing that an empty one doesn't.
+	Take func(dst, state []byte, now int64, l limiter.Limit, cost int64) (v limiter.Verdict, next []byte, ttl int64)
+
+	// code stands for the strategy on the wire and before its states in Redis, so that no strategy reads
+	// the state of another. A new layout of the state takes a new code, and an old one is never used again.
+	code byte
+	// lua is the rule as a Lua function of state (nil when empty), now, cost and params. It returns whether
+	// the cost is allowed, what remains, the waits to retry (-1 for never) and to reset, and the next state
+	// (or nil) with its time to live.
+	lua string
+	// params gives the parameters that the Lua takes. There are as many for every limit.
+	params func(l limiter.Limit) []int64
+}
+
+// For gives the strategy of an algorithm, and false for one that there is none of.
+func For(a limiter.Algorithm) (Strategy, bool) {
+	s, ok := strategies[a]
+	return s, ok
+}
+
+// Names gives the algorithms that have a strategy, sorted.
+func Names() []limiter.Algorithm {
+	return slices.Sorted(maps.Keys(strategies))
+}
+
+// Check says why no store can decide a request of these hits, in an error that wraps [limiter.ErrInvalid].
+func Check(hits []limiter.Hit) error {
+	for i, h := range hits {
+		if err := check(h, hits[:i]); err != nil {
+			return fmt.Errorf("%w of limit %q of %s/%s: %w", limiter.ErrInvalid, h.ID.Limit, h.ID.Namespace, h.ID.Policy, err)
+		}
+	}
+	return nil
+}
+
+func check(h limiter.Hit, before []limiter.Hit) error {
+	s, ok := For(h.Limit.Algorithm)
+	if !ok {
+		return fmt.Errorf("unknown algorithm %q", h.Limit.Algorithm)
+	}
+	if h.Key == "" {
+		return errors.New("key must not be empty")
+	}
+	if slices.ContainsFunc(before, func(b limiter.Hit) bool { return b.Key == h.Key }) {
+		return fmt.Errorf("key %q must be hit once only", h.Key)
+	}
+	if h.Cost < 0 {
+		return fmt.Errorf("cost must be at least 0, not %d", h.Cost)
+	}
+	return s.Validate(h.Limit)
+}
+
+const (
+	// maxRequests keeps a level's error far below tolerance: doubles near it are 1e-7 apart.
+	maxRequests = 1_000_000_000
+	minWindow   = 10 * time.Millisecond
+	maxWindow   = 8784 * time.Hour
+	// longest is the longest time that the rules tell, 285 years: above it doubles skip microseconds.
+	longest = 1 << 53
+	// grace is how far the clock may step back before a rule stops waiting for it to catch up.
+	grace = 1_000_000
+)
+
+// validateRate checks what every strategy has.
+func validateRate(l limiter.Limit) error {
+	switch {
+	case l.Requests < 1:
+		return fmt.Errorf("requests must be at least 1, not %d", l.Requests)
+	case l.Requests > maxRequests:
+		return fmt.Errorf("requests must be at most %d, not %d", maxRequests, l.Requests)
+	case l.Window < minWindow:
+		return fmt.Errorf("window must be at least 10ms, not %s", l.Window)
+	case l.Window > maxWindow:
+		return fmt.Errorf("window must be at most 8784h, not %s", l.Window)
+	case l.Window%time.Microsecond != 0:
+		return fmt.Errorf("window must be whole microseconds, not %s", l.Window)
+	}
+	return nil
+}
+
+// wait makes microseconds a duration.
+func wait(us float64) time.Duration {
+	return time.Duration(us) * time.Microsecond
+}
