@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION ?= $(shell git -c safe.directory="*" describe --tags --always --dirty 2>/dev/null || echo unknown)
 MODULES := . hack/tools/controlplane hack/tools/generate hack/tools/helm hack/tools/lint
 
 # The version is stamped by us, and git may not trust the folder that CI cloned into.

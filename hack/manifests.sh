@@ -9,3 +9,7 @@ cd "$(dirname "$0")/.."
 controller_gen=$(hack/tool.sh controller-gen)
 "$controller_gen" crd paths=./api/... output:crd:dir=config/crd/bases
 "$controller_gen" rbac:roleName=weir-manager paths=./internal/... output:rbac:dir=config/rbac
+
+mkdir -p charts/weir/files/crds
+cp config/crd/bases/*.yaml charts/weir/files/crds/
+cp config/rbac/role.yaml charts/weir/files/role.yaml

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package install_test holds the two ways of installing Weir, config and the chart, to an API server and
+// to each other.
+package install_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/weir-dev/weir/test/controlplane"
+)
+
+const namespace = "weir-system"
+
+var (
+	plane *controlplane.ControlPlane
+	root  = filepath.Join("..", "..")
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(controlplane.Main(m, &plane))
+}
+
+func TestTheAPIServerTakesEveryObject(t *testing.T) {
+	c := newClient(t)
+	createNamespace(t, c)
+	for name, objects := range map[string][]*unstructured.Unstructured{
+		"config":                 kustomize(t),
+		"chart":                  helm(t),
+		"chart, all values used": helm(t, "--values", "testdata/all-values.yaml"),
+	} {
+		for _, o := range objects {
+			t.Run(fmt.Sprintf("%s/%s %s", name, o.GetKind(), o.GetName()), func(t *testing.T) {
+				err := c.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(o), client.DryRunAll, client.ForceOwnership, client.FieldOwner("install-test"))
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// The namespace of config enforces the profile, which says nothing of Deployments: their pods just never come.
+func TestTheManagersPodsKeepToTheRestrictedProfile(t *testing.T) {
+	c := newClient(t)
+	createNamespace(t, c)
+	for name, objects := range map[string][]*unstructured.Unstructured{"config": kustomize(t), "chart": helm(t)} {
+		t.Run(name, func(t *testing.T) {
+			template, _, err := unstructured.NestedMap(find(t, objects, "Deployment", "weir-manager").Object, "spec", "template")
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod := &unstructured.Unstructured{Object: template}
+			pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
+			pod.SetNamespace(namespace)
+			pod.SetName("weir-manager")
+			if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestConfigAndChartInstallTheSame(t *testing.T) {
+	config, chart := kustomize(t), helm(t)
+	want := map[string]map[string]any{}
+	for _, o := range config {
+		// helm makes the namespace itself, when asked to.
+		if o.GetKind() != "Namespace" {
+			want[o.GetKind()+" "+o.GetName()] = essence(o)
+		}
+	}
+	got := map[string]map[string]any{}
+	for _, o := range chart {
+		got[o.GetKind()+" "+o.GetName()] = essence(o)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("objects (-config +chart):\n%s", diff)
+	}
+}
+
+func TestTheChartLeavesOutTheCRDsWhenAsked(t *testing.T) {
+	for _, o := range helm(t, "--set", "crds.install=false") {
+		if o.GetKind() == "CustomResourceDefinition" {
+			t.Errorf("%s is there", o.GetName())
+		}
+	}
+}
+
+func TestTheChartRefusesValuesItDoesNotKnow(t *testing.T) {
+	out, err := template(t, "--set", "replicaz=3").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "replicaz") {
+		t.Errorf("got error %v and output %q, want a refusal of replicaz", err, out)
+	}
+}
+
+// essence is an object without what Helm adds for its own sake, and without the pull policy, which config
+// leaves to the cluster.
+func essence(o *unstructured.Unstructured) map[string]any {
+	o = o.DeepCopy()
+	o.SetAnnotations(nil)
+	return strip(o.Object, "app.kubernetes.io/instance", "app.kubernetes.io/version", "app.kubernetes.io/managed-by",
+		"app.kubernetes.io/component", "helm.sh/chart", "imagePullPolicy").(map[string]any)
+}
+
+// strip removes keys at any depth, and makes every number a float64.
+func strip(v any, keys ...string) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, key := range keys {
+			delete(v, key)
+		}
+		for key := range v {
+			v[key] = strip(v[key], keys...)
+		}
+	case []any:
+		for i := range v {
+			v[i] = strip(v[i], keys...)
+		}
+	case int64:
+		return float64(v)
+	}
+	return v
+}
+
+func newClient(t *testing.T) client.Client {
+	t.Helper()
+	c, err := client.New(plane.Config, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client.WithFieldValidation(c, metav1.FieldValidationStrict)
+}
+
+// createNamespace creates the namespace of config, with its labels, if no other test has.
+func createNamespace(t *testing.T, c client.Client) {
+	t.Helper()
+	o := find(t, kustomize(t), "Namespace", namespace)
+	if err := c.Create(t.Context(), o); client.IgnoreAlreadyExists(err) != nil {
+		t.Fatal(err)
+	}
+}
+
+func find(t *testing.T, objects []*unstructured.Unstructured, kind, name string) *unstructured.Unstructured {
+	t.Helper()
+	for _, o := range objects {
+		if o.GetKind() == kind && o.GetName() == name {
+			return o
+		}
+	}
+	t.Fatalf("there is no %s %s", kind, name)
+	return nil
+}
+
+func kustomize(t *testing.T) []*unstructured.Unstructured {
+	t.Helper()
+	return objects(t, exec.CommandContext(t.Context(), plane.Kubectl, "kustomize", filepath.Join(root, "config", "default"))) //nolint:gosec // The control plane's own kubectl.
+}
+
+func helm(t *testing.T, args ...string) []*unstructured.Unstructured {
+	t.Helper()
+	return objects(t, template(t, args...))
+}
+
+func template(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := exec.CommandContext(t.Context(), filepath.Join(root, "hack", "tool.sh"), "helm").Output() //nolint:gosec // Our own script.
+	if err != nil {
+		t.Fatalf("finding helm: %v", err)
+	}
+	args = append([]string{"template", "weir", filepath.Join(root, "charts", "weir"), "--namespace", namespace}, args...)
+	return exec.CommandContext(t.Context(), strings.TrimSpace(string(path)), args...) //nolint:gosec // The pinned helm.
+}
+
+func objects(t *testing.T, cmd *exec.Cmd) []*unstructured.Unstructured {
+	t.Helper()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, &stderr)
+	}
+	var all []*unstructured.Unstructured
+	for d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(out), 4096); ; {
+		o := &unstructured.Unstructured{}
+		err := d.Decode(&o.Object)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", cmd, err)
+		}
+		if len(o.Object) > 0 {
+			all = append(all, o)
+		}
+	}
+}
