@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package proxy enforces decisions on HTTP requests.
+//
+// It stands in front of one application and, where no limit refuses, is as good as absent: what arrives
+// at the application, and what comes back, are the bytes that direct access would have given.
+package proxy
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/match"
+)
+
+// Options are what a [Proxy] may have. The zero value believes no proxy, and forwards before the first
+// [Proxy.Swap].
+type Options struct {
+	// TrustedProxies are believed about the client's address.
+	TrustedProxies TrustedProxies
+	// BootstrapClosed answers 503 to what arrives before the first [Proxy.Swap].
+	BootstrapClosed bool
+	Log             logr.Logger
+}
+
+// Proxy forwards what the limits admit and answers the rest. It is safe for concurrent use, and a
+// prometheus.Collector.
+type Proxy struct {
+	engine  *limiter.Engine
+	matcher atomic.Pointer[match.Matcher]
+	options Options
+	metrics metrics
+}
+
+// New makes a proxy that asks engine about every request.
+func New(engine *limiter.Engine, o Options) *Proxy {
+	return &Proxy{engine: engine, options: o, metrics: newMetrics()}
+}
+
+// Swap makes m decide which limits a request hits, from the next request on.
+func (p *Proxy) Swap(m *match.Matcher) { p.matcher.Store(m) }
+
+// handler enforces on one listener.
+type handler struct {
+	*Proxy
+	listener string
+	upstream *forwarder
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodConnect {
+		// Requests in a tunnel would be nobody's to count.
+		notTunneled().write(w, r)
+		return
+	}
+	m := h.matcher.Load()
+	if m == nil {
+		h.bootstrap(w, r)
+		return
+	}
+	d := h.decide(m, r)
+	if !d.Allowed {
+		refusalOf(m, d, r.Header).write(w, r)
+		return
+	}
+	h.upstream.forward(w, r, quotasOf(m, d))
+}
+
+// bootstrap answers a request that arrives before anything is known of limits.
+func (h *handler) bootstrap(w http.ResponseWriter, r *http.Request) {
+	if h.options.BootstrapClosed {
+		h.metrics.bootstrap.WithLabelValues("denied").Inc()
+		noLimitsYet().write(w, r)
+		return
+	}
+	h.metrics.bootstrap.WithLabelValues("allowed").Inc()
+	h.upstream.forward(w, r, nil)
+}
+
+func (h *handler) decide(m *match.Matcher, r *http.Request) limiter.Decision {
+	start := time.Now()
+	defer func() { h.metrics.decisions.Observe(time.Since(start).Seconds()) }()
+	hits := m.Match(match.Request{
+		Listener: h.listener,
+		Method:   r.Method,
+		Path:     rawPath(r),
+		Host:     r.Host,
+		Header:   r.Header,
+		Client:   h.client(r),
+	})
+	// A client that hangs up has asked all the same. If that ended the question to the store, it would
+	// look like a failure of the store.
+	return h.engine.Decide(context.WithoutCancel(r.Context()), hits)
+}
+
+func (h *handler) client(r *http.Request) netip.Addr {
+	return h.options.TrustedProxies.client(peer(r), r.Header["X-Forwarded-For"])
+}
