@@ -240,7 +240,7 @@ func TestRights(t *testing.T) {
 				t.Fatal(err)
 			}
 			client := goredis.NewClient(&goredis.Options{Addr: server.Addr, Username: "sidecar", Password: "any", MaxRetries: -1, DisableIdentity: true})
-			defer func() { _ = client.Close() }()
+			t.Cleanup(func() { _ = client.Close() })
 			l := lead(t, admin)
 			first := l.publish()
 			applied := watch(t, client, testr.New(t))
@@ -303,7 +303,7 @@ func TestOutage(t *testing.T) {
 		l.publish(policies...)
 		log, logged := lines()
 		client := goredis.NewClient(&goredis.Options{Addr: server.Addr, MaxRetries: -1, DisableIdentity: true, ContextTimeoutEnabled: true})
-		defer func() { _ = client.Close() }()
+		t.Cleanup(func() { _ = client.Close() })
 		applied := watch(t, client, log)
 		next(t, applied)
 		if err := server.Pause(); err != nil {
