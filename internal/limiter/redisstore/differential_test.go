@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redisstore_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/storetest"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
+	"github.com/weir-dev/weir/internal/redistest"
+)
+
+// TestRedisAndGoAgree runs random histories through the script in Redis and through the Go, and compares
+// verdicts, states and times to live.
+func TestRedisAndGoAgree(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	for _, algorithm := range strategy.Names() {
+		t.Run(fmt.Sprint(algorithm, " decides alike in Redis and in Go"), func(t *testing.T) {
+			h := newHistory(rand.Uint64(), algorithm)
+			if diff := h.diff(t, client, strategy.Script, 20_000); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	t.Run("all algorithms decide alike on the same keys", func(t *testing.T) {
+		h := newHistory(rand.Uint64(), strategy.Names()...)
+		if diff := h.diff(t, client, strategy.Script, 5_000); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// TestBrokenScriptsAreFound says that the comparison would find an error.
+func TestBrokenScriptsAreFound(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	tests := map[string]struct{ right, wrong string }{
+		"a bucket without tolerance":                   {"level + TOLERANCE >= cost", "level >= cost"},
+		"a bucket that tells to retry too soon":        {"ceil((cost - level) / rate)", "floor((cost - level) / rate)"},
+		"a bucket that gains while the clock is back":  {"max(0, now - last)", "math.abs(now - last)"},
+		"a bucket that waits for the clock for ever":   {"last - now > GRACE", "false"},
+		"a bucket that doesn't wait for the clock":     {"last - now > GRACE", "last > now"},
+		"a bucket that fills above its burst":          {"min(burst, level + elapsed * rate)", "level + elapsed * rate"},
+		"a bucket that is charged when it denies":      {"if reset or allowed and cost > 0", "if reset or cost > 0"},
+		"a bucket that is forgotten before it is full": {"(last - now) + 1000000)", "(last - now))"},
+		"a window that admits one more":                {"count + cost <= requests", "count + cost <= requests + 1"},
+		"a window that ends a microsecond late":        {"stored > now then", "stored >= now then"},
+		"a window that starts anew when it changes":    {"count = taken", "count = stored == finish and taken or 0"},
+		"a window that is counted twice":               {"<= GRACE then finish", "< 0 then finish"},
+		"a window that stays when it is changed":       {"moved = stored ~= finish", "moved = false"},
+		"a request that charges what it can":           {"if admitted or not hit.allowed then", "if true then"},
+		"a refused request that charges shadow limits": {"  if admitted then\n    for", "  if true then\n    for"},
+		"a shadow limit that refuses":                  {"args[at + 2] == 1", "args[at + 2] == 2"},
+		"a batch that doesn't see its own charges":     {"{code = args[at + 1], state = state, ttl = ttl}", "{ttl = ttl, code = args[at + 1], state = counters[args[at]].state or state}"},
+		"a time to live that is rounded down":          {"ceil(counter.ttl / 1000)", "floor(counter.ttl / 1000)"},
+	}
+	for name, test := range tests {
+		t.Run(name+" is found", func(t *testing.T) {
+			broken := strings.Replace(strategy.Script, test.right, test.wrong, 1)
+			if broken == strategy.Script {
+				t.Fatalf("the script has no %q", test.right)
+			}
+			h := newHistory(rand.Uint64(), strategy.Names()...)
+			if h.diff(t, client, broken, 20_000) == "" {
+				t.Error("20,000 requests were decided alike")
+			}
+		})
+	}
+}
+
+// TestPreciseAtAnyRate would fail for a bucket that keeps a time as one double, or whole microseconds.
+func TestPreciseAtAnyRate(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	script, ctx := redis.NewScript(onClock(strategy.Script)), t.Context()
+	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 900_000, Window: time.Second, Burst: 100}
+	now := storetest.Epoch.UnixMicro()
+	admitted := 0
+	for range 500 {
+		now += 13
+		keys, args := strategy.Call(batchOf(limiter.Hit{Key: "precise", Limit: l, Cost: 1}, 20)...)
+		client.Set(ctx, "clock", now, 0)
+		reply, err := script.Run(ctx, client, keys, args...).Int64Slice()
+		if err != nil {
+			t.Fatal(err)
+		}
+		verdicts, err := strategy.Verdicts(reply, 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range verdicts {
+			if v.Allowed {
+				admitted++
+			}
+		}
+	}
+	// The burst, and 0.9 for each of the 13 us between the first and the last batch.
+	if want := 100 + 13*499*9/10; admitted != want {
+		t.Errorf("%d were admitted, not %d", admitted, want)
+	}
+}
+
+func batchOf(h limiter.Hit, n int) [][]limiter.Hit {
+	requests := make([][]limiter.Hit, n)
+	for i := range requests {
+		requests[i] = []limiter.Hit{h}
+	}
+	return requests
+}
+
+// history makes up requests as it goes, in Go, and so can step to where something is about to change.
+type history struct {
+	seed       uint64
+	random     *rand.Rand
+	algorithms []limiter.Algorithm
+	now        int64
+	limit      limiter.Limit
+	evaluator  strategy.Evaluator
+	counters   map[string]*strategy.Counter
+	// soon are the waits that the last verdicts told, in microseconds.
+	soon []int64
+}
+
+// batch is one call with the answer that Go gives.
+type batch struct {
+	now      int64
+	requests [][]limiter.Hit
+	want     outcome
+}
+
+// outcome is all that can be seen of a call.
+type outcome struct {
+	Verdicts []limiter.Verdict
+	// States and milliseconds to live of what was ever written, by key.
+	States map[string]string
+	TTLs   map[string]string
+}
+
+func newHistory(seed uint64, algorithms ...limiter.Algorithm) *history {
+	h := &history{
+		seed:       seed,
+		random:     rand.New(rand.NewPCG(seed, 0)),
+		algorithms: algorithms,
+		now:        storetest.Epoch.UnixMicro(),
+		counters:   map[string]*strategy.Counter{},
+	}
+	h.change()
+	return h
+}
+
+// diff runs so many requests through both, and gives the first difference.
+func (h *history) diff(t *testing.T, client *redis.Client, script string, requests int) string {
+	t.Helper()
+	if err := client.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	states, ttls := map[string]string{}, map[string]string{}
+	loaded, err := client.ScriptLoad(t.Context(), onClock(script)).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for requests > 0 {
+		var batches []batch
+		for range 50 {
+			b := h.batch(states, ttls)
+			requests -= len(b.requests)
+			batches = append(batches, b)
+		}
+		for i, got := range run(t, client, loaded, batches) {
+			if diff := cmp.Diff(batches[i].want, got); diff != "" {
+				return fmt.Sprintf("seed %d, at %d, requests %+v (-Go +Redis):\n%s", h.seed, batches[i].now, batches[i].requests, diff)
+			}
+		}
+	}
+	return ""
+}
+
+var keys = []string{"a", "b", "c", "d"}
+
+// batch makes up a call and decides it in Go.
+func (h *history) batch(states, ttls map[string]string) batch {
+	h.now += h.step()
+	// All microseconds are doubles up to the year 2255.
+	if h.now < 0 || h.now > 1<<53-1<<50 {
+		h.now = storetest.Epoch.UnixMicro()
+	}
+	b := batch{now: h.now, want: outcome{States: map[string]string{}, TTLs: map[string]string{}}}
+	h.soon = h.soon[:0]
+	for range 1 + h.random.IntN(6) {
+		if h.random.IntN(20) == 0 {
+			h.change()
+		}
+		hits := h.request()
+		b.requests = append(b.requests, hits)
+		b.want.Verdicts = append(b.want.Verdicts, h.decide(hits, states, ttls)...)
+	}
+	for _, key := range keys {
+		if s, ok := states[key]; ok {
+			b.want.States[key], b.want.TTLs[key] = s, ttls[key]
+		}
+	}
+	return b
+}
+
+func (h *history) decide(hits []limiter.Hit, states, ttls map[string]string) []limiter.Verdict {
+	counters := make([]*strategy.Counter, len(hits))
+	for i, hit := range hits {
+		if h.counters[hit.Key] == nil {
+			h.counters[hit.Key] = &strategy.Counter{}
+		}
+		counters[i] = h.counters[hit.Key]
+	}
+	verdicts := h.evaluator.Decide(h.now, hits, counters)
+	for i, c := range counters {
+		h.soon = append(h.soon, verdicts[i].RetryAfter.Microseconds(), verdicts[i].ResetAfter.Microseconds())
+		if c.Expires != 0 && c.Expires != math.MaxInt64 {
+			states[hits[i].Key] = fmt.Sprint(c.Algorithm) + string(c.State)
+			ttls[hits[i].Key] = strconv.FormatInt((c.Expires-h.now+999)/1000, 10)
+			// Redis keeps it for ever here: what expired must not be missed.
+			c.Expires = math.MaxInt64
+		}
+	}
+	return verdicts
+}
+
+// request makes up one to three hits.
+func (h *history) request() []limiter.Hit {
+	var hits []limiter.Hit
+	for _, k := range h.random.Perm(len(keys))[:1+h.random.IntN(3)] {
+		l := h.limit
+		l.Algorithm = h.algorithms[h.random.IntN(len(h.algorithms))]
+		hits = append(hits, limiter.Hit{Key: keys[k], Limit: l, Cost: h.cost(), Shadow: h.random.IntN(4) == 0})
+	}
+	return hits
+}
+
+func (h *history) cost() int64 {
+	switch h.random.IntN(10) {
+	case 0:
+		return 0
+	case 1:
+		return h.limit.Burst + h.random.Int64N(3) - 1
+	case 2:
+		return h.limit.Requests + h.random.Int64N(3) - 1
+	case 3:
+		return 1 + h.random.Int64N(h.limit.Burst)
+	case 4:
+		return math.MaxInt64
+	}
+	return 1
+}
+
+// change makes up other parameters, now and then the largest or the smallest.
+func (h *history) change() {
+	windows := []time.Duration{10 * time.Millisecond, 7_777_777 * time.Microsecond, time.Second, time.Minute, time.Hour, 8784 * time.Hour}
+	amounts := []int64{1, 2, 3, 7, 10, 1_000, 1_000_000_000}
+	h.limit = limiter.Limit{
+		Requests: amounts[h.random.IntN(len(amounts))],
+		Window:   windows[h.random.IntN(len(windows))],
+		Burst:    amounts[h.random.IntN(len(amounts))],
+	}
+}
+
+// step is how far the clock goes. Half of the steps land where something changes, or beside it.
+func (h *history) step() int64 {
+	window := h.limit.Window.Microseconds()
+	beside := h.random.Int64N(3) - 1
+	switch h.random.IntN(10) {
+	case 0:
+		return 0
+	case 1:
+		return window - h.now%window + beside
+	case 2:
+		return window/h.limit.Requests + beside
+	case 3, 4:
+		if len(h.soon) > 0 {
+			return h.soon[h.random.IntN(len(h.soon))] + beside
+		}
+		return 1
+	case 5:
+		return -[]int64{1, 999_999, 1_000_000, 1_000_001, window, h.random.Int64N(4_000_000)}[h.random.IntN(6)]
+	case 6:
+		return h.random.Int64N(4 * window)
+	}
+	return h.random.Int64N(1 + 2*window/min(h.limit.Requests, window))
+}
+
+// run gives what Redis answers and holds after each of the batches, all sent at once.
+func run(t *testing.T, client *redis.Client, script string, batches []batch) []outcome {
+	t.Helper()
+	var replies []*redis.Cmd
+	var values, ttls []*redis.SliceCmd
+	_, err := client.Pipelined(t.Context(), func(p redis.Pipeliner) error {
+		for _, b := range batches {
+			names, args := strategy.Call(b.requests...)
+			p.Set(t.Context(), "clock", b.now, 0)
+			replies = append(replies, p.EvalSha(t.Context(), script, names, args...))
+			values = append(values, p.MGet(t.Context(), keys...))
+			ttls = append(ttls, p.MGet(t.Context(), ttlKeys()...))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	outcomes := make([]outcome, len(batches))
+	for i := range batches {
+		outcomes[i] = outcome{States: map[string]string{}, TTLs: map[string]string{}}
+		numbers, err := replies[i].Int64Slice()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if outcomes[i].Verdicts, err = strategy.Verdicts(numbers, len(numbers)/4); err != nil {
+			t.Fatal(err)
+		}
+		for k, key := range keys {
+			if value, ok := values[i].Val()[k].(string); ok {
+				outcomes[i].States[key] = algorithmOf(value) + value[1:]
+				outcomes[i].TTLs[key] = fmt.Sprint(ttls[i].Val()[k])
+			}
+		}
+	}
+	return outcomes
+}
+
+func ttlKeys() []string {
+	var names []string
+	for _, key := range keys {
+		names = append(names, key+":ttl")
+	}
+	return names
+}
+
+// algorithmOf reads the code before a state. Codes are for good: this list only ever grows.
+func algorithmOf(value string) string {
+	codes := map[byte]limiter.Algorithm{1: limiter.TokenBucket, 2: limiter.FixedWindow}
+	return string(codes[value[0]])
+}

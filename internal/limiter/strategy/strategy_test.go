@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package strategy_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
+)
+
+var epoch = time.Date(2026, time.January, 1, 0, 0, 15, 0, time.UTC).UnixMicro()
+
+// charge is a cost that was admitted.
+type charge struct{ at, cost int64 }
+
+// simulate decides random requests on one counter, at random times that are back by up to maxBack, and gives what
+// was admitted, at the latest time so far.
+func simulate(random *rand.Rand, l limiter.Limit, requests int, maxBack int64) []charge {
+	var e strategy.Evaluator
+	var c strategy.Counter
+	var admitted []charge
+	now, latest, soon := epoch, epoch, int64(0)
+	for range requests {
+		switch random.IntN(8) {
+		case 0, 1, 2:
+			now += soon
+		case 3:
+			now += random.Int64N(1 + l.Window.Microseconds()/l.Requests)
+		case 4:
+			now += max(0, soon-1)
+		case 5:
+			now = latest - random.Int64N(1+maxBack)
+		}
+		latest = max(latest, now)
+		cost := 1 + random.Int64N(1+l.Capacity()/3)
+		v := e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: cost}}, []*strategy.Counter{&c})[0]
+		soon = v.RetryAfter.Microseconds()
+		if v.Allowed {
+			admitted = append(admitted, charge{latest, cost})
+		}
+	}
+	return admitted
+}
+
+func TestTokenBucketBound(t *testing.T) {
+	t.Run("no interval admits more than burst + rate * t", func(t *testing.T) {
+		seed := rand.Uint64()
+		random := rand.New(rand.NewPCG(seed, 0))
+		for range 200 {
+			l := limiter.Limit{
+				Algorithm: limiter.TokenBucket,
+				Requests:  1 + random.Int64N(1000),
+				Window:    time.Duration(10_000+random.Int64N(10_000_000)) * time.Microsecond,
+				Burst:     1 + random.Int64N(50),
+			}
+			if excess := worst(l, simulate(random, l, 500, 0)); excess > l.Window.Microseconds()/100_000 {
+				t.Fatalf("seed %d: %+v admits %d/%d too much", seed, l, excess, l.Window.Microseconds())
+			}
+		}
+	})
+	t.Run("whoever takes all that it gets, gets burst + rate * t", func(t *testing.T) {
+		l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 7, Window: time.Second, Burst: 20}
+		var e strategy.Evaluator
+		var c strategy.Counter
+		total := 0
+		for now := epoch; now <= epoch+100_000_000; now += 1000 {
+			for e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: 1}}, []*strategy.Counter{&c})[0].Allowed {
+				total++
+			}
+		}
+		if total != 20+7*100 {
+			t.Errorf("100 seconds admitted %d, not 720", total)
+		}
+	})
+}
+
+// worst gives, in tokens times the window, by how much the interval that admitted the most is above burst +
+// rate * t.
+func worst(l limiter.Limit, admitted []charge) int64 {
+	window := l.Window.Microseconds()
+	var sum, excess int64
+	// lowest is the least, over all starts, of what was admitted before minus what the rate gave by then.
+	lowest := int64(0)
+	for i, c := range admitted {
+		given := (c.at - epoch) * l.Requests
+		if before := sum*window - given; i == 0 || before < lowest {
+			lowest = before
+		}
+		sum += c.cost
+		excess = max(excess, sum*window-given-lowest-l.Burst*window)
+	}
+	return excess
+}
+
+func TestFixedWindowBound(t *testing.T) {
+	for name, back := range map[string]int64{
+		"no window admits more than its requests":                                 0,
+		"no window admits more than its requests when the clock is back a little": 1_000_000,
+	} {
+		t.Run(name, func(t *testing.T) {
+			seed := rand.Uint64()
+			random := rand.New(rand.NewPCG(seed, 0))
+			for range 200 {
+				l := limiter.Limit{
+					Algorithm: limiter.FixedWindow,
+					Requests:  1 + random.Int64N(50),
+					Window:    time.Duration(10_000+random.Int64N(10_000_000)) * time.Microsecond,
+				}
+				taken := map[int64]int64{}
+				for _, c := range simulate(random, l, 500, back) {
+					id := c.at / l.Window.Microseconds()
+					if taken[id] += c.cost; taken[id] > l.Requests {
+						t.Fatalf("seed %d: a window of %+v admits %d", seed, l, taken[id])
+					}
+				}
+			}
+		})
+	}
+	t.Run("whoever takes all that it gets, gets the requests of each window", func(t *testing.T) {
+		l := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 7, Window: time.Second}
+		var e strategy.Evaluator
+		var c strategy.Counter
+		total := 0
+		for now := epoch; now < epoch+100_000_000; now += 1000 {
+			for e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: 1}}, []*strategy.Counter{&c})[0].Allowed {
+				total++
+			}
+		}
+		if total != 700 {
+			t.Errorf("100 windows admitted %d, not 700", total)
+		}
+	})
+}
+
+func TestNames(t *testing.T) {
+	t.Run("every algorithm has a strategy", func(t *testing.T) {
+		want := []limiter.Algorithm{limiter.FixedWindow, limiter.TokenBucket}
+		if diff := cmp.Diff(want, strategy.Names()); diff != "" {
+			t.Errorf("names (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("an unknown algorithm has none", func(t *testing.T) {
+		if _, ok := strategy.For("Abacus"); ok {
+			t.Error("there is a strategy")
+		}
+	})
+}
+
+func TestValidate(t *testing.T) {
+	bucket := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 1, Window: 10 * time.Millisecond, Burst: 1}
+	window := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 1_000_000_000, Window: 8784 * time.Hour}
+	tests := map[string]struct {
+		limit  limiter.Limit
+		change func(*limiter.Limit)
+		want   string
+	}{
+		"the least of a bucket":  {bucket, func(*limiter.Limit) {}, ""},
+		"the most of a window":   {window, func(*limiter.Limit) {}, ""},
+		"no requests":            {window, func(l *limiter.Limit) { l.Requests = 0 }, "requests must be at least 1, not 0"},
+		"too many requests":      {bucket, func(l *limiter.Limit) { l.Requests++; l.Requests *= 1e9 }, "requests must be at most 1000000000, not 2000000000"},
+		"too short a window":     {bucket, func(l *limiter.Limit) { l.Window-- }, "window must be at least 10ms, not 9.999999ms"},
+		"too long a window":      {window, func(l *limiter.Limit) { l.Window += time.Second }, "window must be at most 8784h, not 8784h0m1s"},
+		"a part of microseconds": {bucket, func(l *limiter.Limit) { l.Window++ }, "window must be whole microseconds, not 10.000001ms"},
+		"no burst":               {bucket, func(l *limiter.Limit) { l.Burst = 0 }, "burst must be at least 1, not 0"},
+		"too much of a burst":    {bucket, func(l *limiter.Limit) { l.Burst = 1e9 + 1 }, "burst must be at most 1000000000, not 1000000001"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			test.change(&test.limit)
+			s, _ := strategy.For(test.limit.Algorithm)
+			got := ""
+			if err := s.Validate(test.limit); err != nil {
+				got = err.Error()
+			}
+			if got != test.want {
+				t.Errorf("the error is %q, not %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestCheck(t *testing.T) {
+	t.Run("the error names the limit and what is wrong", func(t *testing.T) {
+		err := strategy.Check([]limiter.Hit{{
+			Key:   "a",
+			Limit: limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 1, Window: time.Second},
+			Cost:  -2,
+			ID:    limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: "login"},
+		}})
+		want := `invalid hit of limit "login" of shop/checkout: cost must be at least 0, not -2`
+		if !errors.Is(err, limiter.ErrInvalid) || err.Error() != want {
+			t.Errorf("the error is %q, not %q", err, want)
+		}
+	})
+}
+
+func TestVerdicts(t *testing.T) {
+	t.Run("a reply is four numbers for each hit", func(t *testing.T) {
+		got, err := strategy.Verdicts([]int64{1, 4, 0, 5, 0, 0, 7, 8, 0, 3, -1, 9}, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []limiter.Verdict{
+			{Allowed: true, Remaining: 4, ResetAfter: 5 * time.Microsecond},
+			{RetryAfter: 7 * time.Microsecond, ResetAfter: 8 * time.Microsecond},
+			{Remaining: 3, RetryAfter: limiter.Never, ResetAfter: 9 * time.Microsecond},
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("a reply of another length is an error", func(t *testing.T) {
+		if v, err := strategy.Verdicts([]int64{1, 4, 0}, 1); err == nil {
+			t.Errorf("got %+v", v)
+		}
+	})
+}
+
+func TestCall(t *testing.T) {
+	t.Run("a counter is named once, and hits point to it", func(t *testing.T) {
+		bucket := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 10, Window: time.Second, Burst: 20}
+		window := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 5, Window: time.Minute}
+		keys, args := strategy.Call(
+			[]limiter.Hit{{Key: "a", Limit: bucket, Cost: 1}, {Key: "b", Limit: window, Cost: 99, Shadow: true}},
+			[]limiter.Hit{{Key: "b", Limit: window}},
+		)
+		if diff := cmp.Diff([]string{"a", "b"}, keys); diff != "" {
+			t.Errorf("keys (-want +got):\n%s", diff)
+		}
+		want := []any{
+			2,
+			1, int64(1), 0, int64(1), int64(10), int64(1_000_000), int64(20),
+			2, int64(2), 1, int64(6), int64(5), int64(60_000_000),
+			1,
+			2, int64(2), 0, int64(0), int64(5), int64(60_000_000),
+		}
+		if diff := cmp.Diff(want, args); diff != "" {
+			t.Errorf("arguments (-want +got):\n%s", diff)
+		}
+	})
+}
