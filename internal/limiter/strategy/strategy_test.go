@@ -25,9 +25,14 @@ func simulate(random *rand.Rand, l limiter.Limit, requests int, maxBack int64) [
 	var e strategy.Evaluator
 	var c strategy.Counter
 	var admitted []charge
-	now, latest, soon := epoch, epoch, int64(0)
+	now, latest := epoch, epoch
 	for range requests {
-		switch random.IntN(8) {
+		cost := 1 + random.Int64N(1+l.Capacity()/3)
+		v := e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: cost}}, []*strategy.Counter{&c})[0]
+		if v.Allowed {
+			admitted = append(admitted, charge{latest, cost})
+		}
+		switch soon := v.RetryAfter.Microseconds(); random.IntN(8) {
 		case 0, 1, 2:
 			now += soon
 		case 3:
@@ -38,12 +43,6 @@ func simulate(random *rand.Rand, l limiter.Limit, requests int, maxBack int64) [
 			now = latest - random.Int64N(1+maxBack)
 		}
 		latest = max(latest, now)
-		cost := 1 + random.Int64N(1+l.Capacity()/3)
-		v := e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: cost}}, []*strategy.Counter{&c})[0]
-		soon = v.RetryAfter.Microseconds()
-		if v.Allowed {
-			admitted = append(admitted, charge{latest, cost})
-		}
 	}
 	return admitted
 }
