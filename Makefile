@@ -75,13 +75,20 @@ test-unit: ## Run unit and conformance tests, and those against a real API serve
 test-e2e: build ## Run the whole way end to end, with the built binaries
 	$(call TEST,e2e,./test/e2e/...)
 
-# TEST runs go test, with its output summed up, and kept in .ci/out/NAME.json.
+# TEST runs go test, with its output summed up, and kept in .ci/out/NAME.json. The servers and programs that
+# tests start are nothing that the test cache knows of, hence -count=1.
 define TEST
 @mkdir -p .ci/out
 @assets=$$(hack/control-plane.sh); redis=$$(hack/redis.sh); \
 	export KUBEBUILDER_ASSETS=$$assets REDIS_SERVER=$$redis; \
-	set -x; go test -json $(2) | tee .ci/out/$(1).json | go run ./hack/testsum $(1)
+	set -x; go test -count=1 -json $(2) | tee .ci/out/$(1).json | go run ./hack/testsum $(1)
 endef
+
+.PHONY: tools
+tools: ## Get every tool that is not there yet: builds them, and installs redis-server
+	@hack/redis.sh
+	@hack/control-plane.sh
+	@for tool in controller-gen golangci-lint helm; do hack/tool.sh $$tool; done
 
 .PHONY: lint
 lint: ## Lint the Go code

@@ -111,7 +111,7 @@ type RateLimitPolicySpec struct {
 
 // TargetRef names one object of the policy's namespace.
 //
-// +kubebuilder:validation:XValidation:rule="self.kind == 'Service' ? self.group == '' : self.group == 'apps'",message="group must be \"\" for a Service and apps for a Deployment, StatefulSet or DaemonSet",fieldPath=".group"
+// +kubebuilder:validation:XValidation:rule="self.kind == 'Service' ? size(self.group) == 0 : self.group == 'apps'",message="group must be \"\" for a Service and apps for a Deployment, StatefulSet or DaemonSet",fieldPath=".group"
 // +kubebuilder:validation:XValidation:rule="!has(self.sectionName) || self.kind == 'Service'",message="only a Service has sections: its ports",fieldPath=".sectionName"
 type TargetRef struct {
 	// group is "" for a Service and apps for the others.

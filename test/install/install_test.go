@@ -169,7 +169,7 @@ func find(t *testing.T, objects []*unstructured.Unstructured, kind, name string)
 
 func kustomize(t *testing.T) []*unstructured.Unstructured {
 	t.Helper()
-	return objects(t, exec.CommandContext(t.Context(), plane.Kubectl, "kustomize", filepath.Join(root, "config", "default"))) //nolint:gosec // The control plane's own kubectl.
+	return objects(t, exec.CommandContext(t.Context(), plane.Kubectl, "kustomize", filepath.Join(root, "config", "default")))
 }
 
 func helm(t *testing.T, args ...string) []*unstructured.Unstructured {
@@ -179,12 +179,12 @@ func helm(t *testing.T, args ...string) []*unstructured.Unstructured {
 
 func template(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	path, err := exec.CommandContext(t.Context(), filepath.Join(root, "hack", "tool.sh"), "helm").Output() //nolint:gosec // Our own script.
+	path, err := exec.CommandContext(t.Context(), filepath.Join(root, "hack", "tool.sh"), "helm").Output()
 	if err != nil {
 		t.Fatalf("finding helm: %v", err)
 	}
 	args = append([]string{"template", "weir", filepath.Join(root, "charts", "weir"), "--namespace", namespace}, args...)
-	return exec.CommandContext(t.Context(), strings.TrimSpace(string(path)), args...) //nolint:gosec // The pinned helm.
+	return exec.CommandContext(t.Context(), strings.TrimSpace(string(path)), args...)
 }
 
 func objects(t *testing.T, cmd *exec.Cmd) []*unstructured.Unstructured {
