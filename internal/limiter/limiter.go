@@ -52,7 +52,8 @@ type Hit struct {
 	// Cost is what the request takes. 0 takes nothing and always fits: it peeks. Above the capacity it
 	// never fits. Negative is an error.
 	Cost int64
-	// Shadow hits never refuse. They are evaluated, each by itself, only after all others admit.
+	// Shadow hits never refuse. They are evaluated, each by itself, only after all others admit; when one
+	// of those refuses, the verdicts of the shadow hits are zero.
 	Shadow bool
 	// Deny says that the request is to be refused whatever the counter says, because it lacks what its
 	// key is made of. Such a hit has no Key, and no store is asked about its request.

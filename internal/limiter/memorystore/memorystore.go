@@ -13,7 +13,7 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// defaultMaxCounters takes some 25 MB.
+// defaultMaxCounters takes some 20 MB.
 const defaultMaxCounters = 100_000
 
 // Options are what a [Store] may have.

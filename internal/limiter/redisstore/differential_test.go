@@ -51,7 +51,7 @@ func TestBrokenScriptsAreFound(t *testing.T) {
 		"a bucket that doesn't wait for the clock":     {"last - now > GRACE", "last > now"},
 		"a bucket that fills above its burst":          {"min(burst, level + elapsed * rate)", "level + elapsed * rate"},
 		"a bucket that is charged when it denies":      {"if reset or allowed and cost > 0", "if reset or cost > 0"},
-		"a bucket that is forgotten before it is full": {"(last - now) + 1000000)", "(last - now))"},
+		"a bucket that is forgotten before it is full": {"(last - now) + SLACK)", "(last - now))"},
 		"a window that admits one more":                {"count + cost <= requests", "count + cost <= requests + 1"},
 		"a window that ends a microsecond late":        {"stored > now then", "stored >= now then"},
 		"a window that starts anew when it changes":    {"count = taken", "count = stored == finish and taken or 0"},

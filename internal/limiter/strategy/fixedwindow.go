@@ -41,7 +41,7 @@ var fixedWindow = Strategy{
   if allowed then count = count + cost end
   local next
   if moved or allowed and cost > 0 then next = struct.pack('<dd', finish, count) end
-  return allowed, max(0, requests - count), retry, finish - now, next, finish - now + 1000
+  return allowed, max(0, requests - count), retry, finish - now, next, finish - now + SLACK
 end`,
 }
 
@@ -74,5 +74,5 @@ func takeFixedWindow(dst, state []byte, at int64, l limiter.Limit, units int64) 
 	if !moved && (!v.Allowed || cost == 0) {
 		return v, nil, 0
 	}
-	return v, pack(dst, finish, count), int64(finish-now) + 1000
+	return v, pack(dst, finish, count), int64(finish-now) + slack
 }

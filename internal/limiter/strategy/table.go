@@ -96,6 +96,9 @@ const (
 	longest = 1 << 53
 	// grace is how far the clock may step back before a rule stops waiting for it to catch up.
 	grace = 1_000_000
+	// slack is how much longer than it says anything a state lives. Redis counts a time to live in
+	// milliseconds, and from a moment that isn't quite the script's.
+	slack = 1_000_000
 )
 
 // validateRate checks what every strategy has.

@@ -24,7 +24,7 @@ var take string
 // assemble puts the rules of the strategies before the loop over the requests.
 func assemble() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "local LONGEST, GRACE, TOLERANCE = %d, %d, %g\n", int64(longest), int64(grace), tolerance)
+	fmt.Fprintf(&b, "local LONGEST, GRACE, SLACK, TOLERANCE = %d, %d, %d, %g\n", int64(longest), int64(grace), int64(slack), tolerance)
 	b.WriteString("local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max\nlocal rules = {}\n")
 	byCode := func(s, t Strategy) int { return cmp.Compare(s.code, t.code) }
 	for _, s := range slices.SortedFunc(maps.Values(strategies), byCode) {

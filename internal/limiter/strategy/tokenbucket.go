@@ -43,7 +43,7 @@ var tokenBucket = Strategy{
   if allowed then level = level - cost end
   if reset or allowed and cost > 0 then
     next = struct.pack('<dd', level, last)
-    ttl = min(LONGEST, ceil((burst - level) / rate) + (last - now) + 1000000)
+    ttl = min(LONGEST, ceil((burst - level) / rate) + (last - now) + SLACK)
   end
   local remaining = floor(max(0, level + TOLERANCE))
   local owed = remaining
@@ -84,7 +84,7 @@ func takeTokenBucket(dst, state []byte, at int64, l limiter.Limit, units int64) 
 	}
 	if reset || v.Allowed && cost > 0 {
 		next = pack(dst, level, last)
-		ttl = min(longest, math.Ceil((burst-level)/rate)+(last-now)+1_000_000)
+		ttl = min(longest, math.Ceil((burst-level)/rate)+(last-now)+slack)
 	}
 	remaining := math.Floor(max(0, level+tolerance))
 	owed := remaining
