@@ -187,7 +187,7 @@ func TestReason(t *testing.T) {
 	if err := client.Set(ctx, "a", "", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	if err := client.SlaveOf(ctx, "127.0.0.1", "1").Err(); err != nil {
+	if err := client.ReplicaOf(ctx, "127.0.0.1", "1").Err(); err != nil {
 		t.Fatal(err)
 	}
 	got["replica"] = redisstore.Reason(failure(client))

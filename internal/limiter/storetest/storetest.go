@@ -6,6 +6,7 @@ package storetest
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -83,33 +84,18 @@ func Run(t *testing.T, start Start) {
 		})
 	})
 	for _, l := range limits {
-		t.Run(string(l.Algorithm), func(t *testing.T) { runLimit(t, start, l) })
+		t.Run(string(l.Algorithm), func(t *testing.T) {
+			runCosts(t, start, l)
+			runClock(t, start, l)
+		})
 	}
 	runTogether(t, start)
+	runShadow(t, start)
 	runInvalid(t, start)
 }
 
-// runLimit is what holds for every algorithm, here with a capacity of 3.
-func runLimit(t *testing.T, start Start, l limiter.Limit) {
-	t.Run("who waits for as long as told is admitted, and who is quicker is not", func(t *testing.T) {
-		store, advance := start(t)
-		takeAll(t, store, hit("a", l))
-		for range 20 {
-			advance(777_777 * time.Microsecond)
-			refused := take(t, store, hit("a", l))[0]
-			if refused.Allowed {
-				continue
-			}
-			advance(refused.RetryAfter - time.Millisecond)
-			if v := take(t, store, hit("a", l))[0]; v.Allowed || v.RetryAfter != time.Millisecond {
-				t.Fatalf("1ms before its time the request got %+v", v)
-			}
-			advance(time.Millisecond)
-			if v := take(t, store, hit("a", l))[0]; !v.Allowed {
-				t.Fatalf("after %s the request got %+v", refused.RetryAfter, v)
-			}
-		}
-	})
+// runCosts is what requests take from a limit whose capacity is 3.
+func runCosts(t *testing.T, start Start, l limiter.Limit) {
 	t.Run("a cost takes as much at once", func(t *testing.T) {
 		store, _ := start(t)
 		wantAllowed(t, store, hit("a", l), 2, true, 1)
@@ -153,6 +139,36 @@ func runLimit(t *testing.T, start Start, l limiter.Limit) {
 		takeAll(t, store, hit("a", l))
 		wantAllowed(t, store, hit("b", l), 1, true, 2)
 	})
+	t.Run("50 callers at once are admitted as often as one", func(t *testing.T) {
+		store, _ := start(t)
+		l.Requests, l.Window, l.Burst = 100, 24*time.Hour, 100
+		if got := admitted(t, store, 50, 10, []limiter.Hit{hit("a", l)}); got != 100 {
+			t.Errorf("%d requests were admitted, not 100", got)
+		}
+	})
+}
+
+// runClock is what the clock does to a limit whose capacity is 3.
+func runClock(t *testing.T, start Start, l limiter.Limit) {
+	t.Run("who waits for as long as told is admitted, and who is quicker is not", func(t *testing.T) {
+		store, advance := start(t)
+		takeAll(t, store, hit("a", l))
+		for range 20 {
+			advance(777_777 * time.Microsecond)
+			refused := take(t, store, hit("a", l))[0]
+			if refused.Allowed {
+				continue
+			}
+			advance(refused.RetryAfter - time.Millisecond)
+			if v := take(t, store, hit("a", l))[0]; v.Allowed || v.RetryAfter != time.Millisecond {
+				t.Fatalf("1ms before its time the request got %+v", v)
+			}
+			advance(time.Millisecond)
+			if v := take(t, store, hit("a", l))[0]; !v.Allowed {
+				t.Fatalf("after %s the request got %+v", refused.RetryAfter, v)
+			}
+		}
+	})
 	t.Run("a counter that was left alone for long is as new", func(t *testing.T) {
 		store, advance := start(t)
 		takeAll(t, store, hit("a", l))
@@ -180,13 +196,6 @@ func runLimit(t *testing.T, start Start, l limiter.Limit) {
 		wantAllowed(t, store, hit("a", l), 1, false, 0)
 		advance(time.Microsecond)
 		wantAllowed(t, store, hit("a", l), 1, false, 0)
-	})
-	t.Run("50 callers at once are admitted as often as one", func(t *testing.T) {
-		store, _ := start(t)
-		l.Requests, l.Window, l.Burst = 100, 24*time.Hour, 100
-		if got := admitted(t, store, hit("a", l), 50, 10); got != 100 {
-			t.Errorf("%d requests were admitted, not 100", got)
-		}
 	})
 }
 
@@ -217,6 +226,21 @@ func runTogether(t *testing.T, start Start) {
 			t.Errorf("verdicts (-want +got):\n%s", diff)
 		}
 	})
+	t.Run("50 callers of crossing limits are admitted as often as the strictest allows", func(t *testing.T) {
+		store, _ := start(t)
+		wide, narrow := window, bucket
+		wide.Requests, narrow.Window, narrow.Burst = 1000, 24*time.Hour, 60
+		there := []limiter.Hit{hit("wide", wide), hit("narrow", narrow)}
+		back := []limiter.Hit{there[1], there[0]}
+		if got := admitted(t, store, 50, 4, there, back); got != 60 {
+			t.Errorf("%d requests were admitted, not 60", got)
+		}
+		wantAllowed(t, store, hit("wide", wide), 0, true, 940)
+	})
+}
+
+// runShadow is about shadow hits beside others.
+func runShadow(t *testing.T, start Start) {
 	t.Run("a shadow limit refuses nobody and is charged by itself", func(t *testing.T) {
 		store, _ := start(t)
 		full, free := shadow(hit("s", window)), shadow(hit("t", bucket))
@@ -241,31 +265,6 @@ func runTogether(t *testing.T, start Start) {
 			t.Errorf("verdicts (-want +got):\n%s", diff)
 		}
 		wantAllowed(t, store, hit("s", bucket), 1, true, 2)
-	})
-	t.Run("50 callers of crossing limits are admitted as often as the strictest allows", func(t *testing.T) {
-		store, _ := start(t)
-		wide, narrow := window, bucket
-		wide.Requests, narrow.Window, narrow.Burst = 1000, 24*time.Hour, 60
-		var sum atomic.Int64
-		var wg sync.WaitGroup
-		for caller := range 50 {
-			hits := []limiter.Hit{hit("wide", wide), hit("narrow", narrow)}
-			if caller%2 == 1 {
-				hits[0], hits[1] = hits[1], hits[0]
-			}
-			wg.Go(func() {
-				for range 4 {
-					if v := take(t, store, hits...); v[0].Allowed && v[1].Allowed {
-						sum.Add(1)
-					}
-				}
-			})
-		}
-		wg.Wait()
-		if sum.Load() != 60 {
-			t.Errorf("%d requests were admitted, not 60", sum.Load())
-		}
-		wantAllowed(t, store, hit("wide", wide), 0, true, 940)
 	})
 }
 
@@ -363,15 +362,17 @@ func wantAllowed(t *testing.T, store limiter.Store, h limiter.Hit, cost int64, a
 	}
 }
 
-// admitted counts how many requests of so many callers are.
-func admitted(t *testing.T, store limiter.Store, h limiter.Hit, callers, each int) int64 {
+// admitted counts how many requests of so many callers are. The callers differ in what they request.
+func admitted(t *testing.T, store limiter.Store, callers, each int, requests ...[]limiter.Hit) int64 {
 	t.Helper()
 	var sum atomic.Int64
 	var wg sync.WaitGroup
-	for range callers {
+	for caller := range callers {
+		hits := requests[caller%len(requests)]
 		wg.Go(func() {
 			for range each {
-				if take(t, store, h)[0].Allowed {
+				verdicts := take(t, store, hits...)
+				if !slices.ContainsFunc(verdicts, func(v limiter.Verdict) bool { return !v.Allowed }) {
 					sum.Add(1)
 				}
 			}
