@@ -30,7 +30,8 @@ type Request struct {
 
 // Options are what a [Matcher] has to know of where it runs.
 type Options struct {
-	// Instance is the first part of every counter's key: installations that share a Redis differ in it.
+	// Instance is the first part of every counter's key: installations that share a Redis differ in it. It
+	// must not contain braces, for they say in which slot a key is.
 	Instance string
 	// Labels of the pod that enforces. Targets that don't select them are left out.
 	Labels map[string]string
