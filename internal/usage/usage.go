@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package usage tells the manager what the sidecars enforce, and what came of it.
+//
+// A sidecar counts its decisions in a [Recorder], a [Reporter] leaves a [Report] in Redis each second,
+// and a [Reader] of the manager collects them. Reports are about the last five minutes: the truth of all
+// time is in the metrics.
+package usage
+
+import (
+	"time"
+
+	"github.com/weir-dev/weir/internal/configstore"
+	"github.com/weir-dev/weir/internal/limiter"
+)
+
+// Window is the time that the counts of a report are about, and for which a silent sidecar is remembered.
+const Window = 5 * time.Minute
+
+// Report is what one sidecar says of itself.
+type Report struct {
+	Enforcer
+	// Revision of the snapshot that it enforces. Zero before the first.
+	Revision configstore.Revision `json:"revision"`
+	// Degraded says that its counters didn't answer some request in the last ten seconds.
+	Degraded bool `json:"degraded,omitempty"`
+	// Limits are those that requests met in the last five minutes, in order of their names.
+	Limits []Limit `json:"limits,omitempty"`
+}
+
+// Enforcer is who reports: one run of a sidecar.
+type Enforcer struct {
+	Pod string `json:"pod"`
+	UID string `json:"uid,omitempty"`
+	// Nonce tells the runs of a sidecar in one pod apart.
+	Nonce  string            `json:"nonce"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// field is the enforcer's place among the reports of its namespace.
+func (e Enforcer) field() string {
+	if e.UID == "" {
+		return e.Pod + "/" + e.Nonce
+	}
+	return e.UID + "/" + e.Nonce
+}
+
+// Limit is what came of the requests that one limit decided.
+type Limit struct {
+	Namespace string `json:"namespace"`
+	Policy    string `json:"policy"`
+	Limit     string `json:"limit"`
+	Counts
+}
+
+func (l Limit) id() limiter.LimitID {
+	return limiter.LimitID{Namespace: l.Namespace, Policy: l.Policy, Limit: l.Limit}
+}
+
+// Counts are numbers of requests by what became of them.
+type Counts struct {
+	Allowed      int64 `json:"allowed,omitempty"`
+	Denied       int64 `json:"denied,omitempty"`
+	ShadowDenied int64 `json:"shadowDenied,omitempty"`
+	FailedOpen   int64 `json:"failedOpen,omitempty"`
+	FailedClosed int64 `json:"failedClosed,omitempty"`
+}
+
+// plus gives c with n times o added.
+func (c Counts) plus(n int64, o Counts) Counts {
+	return Counts{
+		Allowed:      c.Allowed + n*o.Allowed,
+		Denied:       c.Denied + n*o.Denied,
+		ShadowDenied: c.ShadowDenied + n*o.ShadowDenied,
+		FailedOpen:   c.FailedOpen + n*o.FailedOpen,
+		FailedClosed: c.FailedClosed + n*o.FailedClosed,
+	}
+}
+
+// Sum adds up what several sidecars report of one limit.
+func Sum(reports []Observed, id limiter.LimitID) Counts {
+	var sum Counts
+	for _, r := range reports {
+		for _, l := range r.Limits {
+			if l.id() == id {
+				sum = sum.plus(1, l.Counts)
+			}
+		}
+	}
+	return sum
+}
+
+// Round rounds to two significant digits, halves up: 18432 becomes 18000, and 99 stays as it is. What is
+// rounded changes seldom, so that steady traffic writes no status.
+func Round(n int64) int64 {
+	unit := int64(1)
+	for n/unit >= 100 {
+		unit *= 10
+	}
+	return (n + unit/2) / unit * unit
+}
