@@ -67,7 +67,7 @@ func newSource(k KeySource) source {
 	case k.Host:
 		s.kind = kindHost
 	}
-	s.definition = append(appendString([]byte{s.kind}, s.name), byte(s.bits))
+	s.definition = binary.AppendVarint(appendString([]byte{s.kind}, s.name), int64(s.bits))
 	return s
 }
 
@@ -98,7 +98,7 @@ func appendLines(b []byte, lines []string) ([]byte, bool) {
 	for _, l := range lines {
 		size += len(l)
 	}
-	b = binary.AppendUvarint(append(b, 1), uint64(size))
+	b = binary.AppendVarint(append(b, 1), int64(size))
 	for i, l := range lines {
 		if i > 0 {
 			b = append(b, ',')
@@ -119,7 +119,7 @@ func appendAddr(b []byte, a netip.Addr, bits int) ([]byte, bool) {
 	if err != nil || !a.IsValid() {
 		return append(b, 0), false
 	}
-	b = binary.AppendUvarint(append(b, 1), uint64(a.BitLen()/8))
+	b = binary.AppendVarint(append(b, 1), int64(a.BitLen()/8))
 	if a.Is4() {
 		ip := network.Addr().As4()
 		return append(b, ip[:]...), true
@@ -138,5 +138,5 @@ func appendValue(b []byte, value string) ([]byte, bool) {
 
 // appendString appends a string after its length.
 func appendString(b []byte, s string) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+	return append(binary.AppendVarint(b, int64(len(s))), s...)
 }

@@ -54,7 +54,7 @@ func TestMatch(t *testing.T) {
 		})
 		got := matcher(p).Match(Request{Header: http.Header{"X-Api-Key": {"alice"}}})
 		want := []limiter.Hit{{
-			Key:       "weir:test:{shop/64}:Rno36UT-YswF9Y8rn7bjAA",
+			Key:       "weir:test:{shop/128}:I8Sqvqh3ERDSL_BVEyAzrQ",
 			Limit:     hundred,
 			Cost:      1,
 			Shadow:    true,

@@ -168,8 +168,9 @@ func example(t reflect.Type) any {
 		return true
 	case reflect.Slice:
 		return []any{example(t.Elem())}
+	default:
+		return map[string]any{}
 	}
-	return map[string]any{}
 }
 
 func TestDefaultsAreThoseOfTheSchema(t *testing.T) {

@@ -8,7 +8,6 @@ package policy
 
 import (
 	"cmp"
-	"net/http"
 	"slices"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
@@ -148,7 +147,7 @@ func source(k *v1alpha1.KeySource) match.KeySource {
 
 // response tells nil from empty: no list of headers is the default one, an empty list is none.
 func response(r *v1alpha1.Response) match.Response {
-	c := match.Response{StatusCode: http.StatusTooManyRequests, Body: string(v1alpha1.BodyProblem)}
+	c := match.Response{StatusCode: 429, Body: string(v1alpha1.BodyProblem)}
 	if r == nil || r.Headers == nil {
 		c.Headers = []string{string(v1alpha1.HeadersDraft11)}
 	}

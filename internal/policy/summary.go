@@ -54,9 +54,8 @@ func limitSummary(l *v1alpha1.Limit) string {
 	if len(l.Key) > 0 {
 		s += " per " + keySummary(l.Key)
 	}
-	switch l.Enforcement {
-	case v1alpha1.EnforcementShadow, v1alpha1.EnforcementDisabled:
-		s += " (" + strings.ToLower(string(l.Enforcement)) + ")"
+	if e := l.Enforcement; e == v1alpha1.EnforcementShadow || e == v1alpha1.EnforcementDisabled {
+		s += " (" + strings.ToLower(string(e)) + ")"
 	}
 	return s
 }
