@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command weir-sidecar enforces rate limits on the requests to one application.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/zapr"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	context.AfterFunc(ctx, stop) // A second signal ends the process at once.
+	err := run(ctx, os.Args[1:], os.Stderr)
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+	case errors.As(err, new(usageError)):
+		fmt.Fprintln(os.Stderr, "weir-sidecar:", err)
+		os.Exit(2)
+	default:
+		fmt.Fprintln(os.Stderr, "weir-sidecar:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the sidecar, from its arguments to its end, which comes when ctx is done and all requests have had
+// their answer, or when something vital fails.
+func run(ctx context.Context, args []string, stderr io.Writer) error {
+	o, err := parse(args, stderr)
+	if err != nil {
+		return err
+	}
+	log := newLogger(stderr, o.logLevel)
+	log.Info("starting", "version", version)
+	s, err := newSidecar(o, log)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return s.run(ctx)
+}
+
+// newLogger gives structured logs, a JSON object a line. Of one message it logs ten a second at most, so that
+// what goes wrong with each request doesn't go wrong with the disk as well.
+func newLogger(w io.Writer, level zapcore.Level) logr.Logger {
+	encoder := zap.NewProductionEncoderConfig()
+	encoder.EncodeTime = zapcore.ISO8601TimeEncoder
+	core := zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(w)), level)
+	return zapr.NewLogger(zap.New(zapcore.NewSamplerWithOptions(core, time.Second, 10, 0)))
+}

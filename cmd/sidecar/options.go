@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap/zapcore"
+
+	"github.com/weir-dev/weir/internal/proxy"
+)
+
+// options are the sidecar's flags.
+type options struct {
+	routes          []route
+	policies        list
+	namespace       string
+	podLabelsFile   string
+	redis           string
+	configRedis     string
+	instance        string
+	adminAddress    string
+	decisionTimeout time.Duration
+	trustedProxies  proxy.TrustedProxies
+	bootstrap       bootstrapMode
+	stateDir        string
+	drainDelay      time.Duration
+	logLevel        zapcore.Level
+}
+
+// route is a listener and the application behind it.
+type route struct {
+	// name is what a target's sectionName has to be. Empty is behind all sections.
+	name     string
+	address  string
+	upstream *url.URL
+}
+
+// usageError is a fault in the arguments.
+type usageError struct{ error }
+
+// parse reads the flags. What is wrong with them comes back as a usageError that names the flag.
+func parse(args []string, stderr io.Writer) (options, error) {
+	var o options
+	var listen, upstream list
+	fs := flag.NewFlagSet("weir-sidecar", flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // Whoever calls tells of errors.
+	fs.Var(&listen, "listen", "`[NAME=]ADDRESS` to accept requests at; NAME is what a policy's sectionName selects (repeatable)")
+	fs.Var(&upstream, "upstream", "`[NAME=]URL` of the application behind the listener of that name (one for each --listen)")
+	fs.Var(&o.policies, "policies", "`file or folder` of policies to enforce on everything, without a cluster (repeatable)")
+	fs.StringVar(&o.namespace, "namespace", "", "namespace whose published policies are enforced, where they select this pod")
+	fs.StringVar(&o.podLabelsFile, "pod-labels-file", "", "`file` with this pod's labels, as the downward API writes it")
+	fs.StringVar(&o.redis, "redis", "", "`URL` of the Redis to count in; without one, --policies count in process")
+	fs.StringVar(&o.configRedis, "config-redis", "", "`URL` of the Redis that policies are published in (default: --redis)")
+	fs.StringVar(&o.instance, "instance", "default", "name of the installation; must be the manager's")
+	fs.StringVar(&o.adminAddress, "admin-listen", "127.0.0.1:15090", "`address` of /metrics, /healthz, /readyz and /debug/snapshot")
+	fs.DurationVar(&o.decisionTimeout, "decision-timeout", 20*time.Millisecond, "longest time to wait for Redis; then onStoreFailure decides")
+	fs.Func("trusted-proxies", "`CIDR,...` of proxies that are believed about X-Forwarded-For (repeatable)", o.addTrustedProxies)
+	fs.TextVar(&o.bootstrap, "bootstrap-mode", bootstrapOpen, "what becomes of requests before any policies are known: Open or Closed")
+	fs.StringVar(&o.stateDir, "state-dir", "", "`folder` to keep the last policies in over a restart (default: none)")
+	fs.DurationVar(&o.drainDelay, "drain-delay", 5*time.Second, "how long to go on accepting after SIGTERM, until nobody sends any more")
+	fs.TextVar(&o.logLevel, "log-level", zapcore.InfoLevel, "least severe level to log: debug, info, warn or error")
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintln(stderr, "weir-sidecar enforces rate limits on the requests to one application. Its flags are:")
+			fs.SetOutput(stderr)
+			fs.PrintDefaults()
+			return o, err
+		}
+		return o, usageError{err}
+	}
+	if fs.NArg() > 0 {
+		return o, usageError{fmt.Errorf("unexpected argument %q", fs.Arg(0))}
+	}
+	var err error
+	if o.routes, err = pair(listen, upstream); err != nil {
+		return o, usageError{err}
+	}
+	if err := o.check(); err != nil {
+		return o, usageError{err}
+	}
+	return o, nil
+}
+
+// check says which flags don't go together.
+func (o options) check() error {
+	standalone := len(o.policies) > 0
+	switch {
+	case standalone && o.namespace != "":
+		return errors.New("--policies and --namespace exclude each other: policies come from files or from the store")
+	case !standalone && o.namespace == "":
+		return errors.New("--policies or --namespace is required: the policies to enforce")
+	case !standalone && o.podLabelsFile == "":
+		return errors.New("--pod-labels-file is required with --namespace: policies select pods by their labels")
+	case !standalone && o.redis == "":
+		return errors.New("--redis is required with --namespace: the sidecars of an application count together")
+	case standalone && o.configRedis != "":
+		return errors.New("--config-redis goes with --namespace only: policies come from files")
+	case standalone && o.stateDir != "":
+		return errors.New("--state-dir goes with --namespace only: policies are in files already")
+	case o.decisionTimeout <= 0:
+		return errors.New("--decision-timeout must be above zero")
+	case o.drainDelay < 0:
+		return errors.New("--drain-delay must not be negative")
+	}
+	return nil
+}
+
+func (o options) configRedisOrRedis() string {
+	if o.configRedis != "" {
+		return o.configRedis
+	}
+	return o.redis
+}
+
+// pair finds the upstream of each listener.
+func pair(listen, upstream list) ([]route, error) {
+	urls := map[string]*url.URL{}
+	for _, s := range upstream {
+		name, target := named(s)
+		if urls[name] != nil {
+			return nil, fmt.Errorf("--upstream %s: there are two for one --listen", s)
+		}
+		u, err := parseUpstream(target)
+		if err != nil {
+			return nil, fmt.Errorf("--upstream %s: %w", s, err)
+		}
+		urls[name] = u
+	}
+	var routes []route
+	for _, s := range listen {
+		name, address := named(s)
+		if slices.ContainsFunc(routes, func(r route) bool { return r.name == name }) {
+			return nil, fmt.Errorf("--listen %s: there are two of one name", s)
+		}
+		if urls[name] == nil {
+			return nil, fmt.Errorf("--listen %s: there is no --upstream of the same name", s)
+		}
+		routes = append(routes, route{name: name, address: address, upstream: urls[name]})
+	}
+	switch {
+	case len(routes) == 0:
+		return nil, errors.New("--listen is required: the address to accept requests at")
+	case len(routes) < len(urls):
+		return nil, errors.New("--upstream: there is one without a --listen of the same name")
+	}
+	return routes, nil
+}
+
+// named reads [NAME=]VALUE.
+func named(s string) (name, value string) {
+	if name, value, ok := strings.Cut(s, "="); ok {
+		return name, value
+	}
+	return "", s
+}
+
+func parseUpstream(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil {
+		return nil, err
+	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, errors.New("must be like http://127.0.0.1:8080")
+	}
+	if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+		return nil, errors.New("must be a scheme, a host and a port: paths are forwarded as they are")
+	}
+	return u, nil
+}
+
+func (o *options) addTrustedProxies(s string) error {
+	for cidr := range strings.SplitSeq(s, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(cidr))
+		if err != nil {
+			return err
+		}
+		o.trustedProxies = append(o.trustedProxies, p.Masked())
+	}
+	return nil
+}
+
+// list is a flag that can be repeated.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ", ") }
+
+func (l *list) Set(s string) error {
+	*l = append(*l, s)
+	return nil
+}
+
+// bootstrapMode says what becomes of requests before any policies are known.
+type bootstrapMode string
+
+const (
+	bootstrapOpen   bootstrapMode = "Open"
+	bootstrapClosed bootstrapMode = "Closed"
+)
+
+// MarshalText is part of encoding.TextMarshaler.
+func (m bootstrapMode) MarshalText() ([]byte, error) { return []byte(m), nil }
+
+// UnmarshalText is part of encoding.TextUnmarshaler.
+func (m *bootstrapMode) UnmarshalText(text []byte) error {
+	switch mode := bootstrapMode(text); mode {
+	case bootstrapOpen, bootstrapClosed:
+		*m = mode
+		return nil
+	}
+	return errors.New("must be Open or Closed")
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"flag"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/weir-dev/weir/internal/proxy"
+)
+
+func TestFlags(t *testing.T) {
+	upstream := &url.URL{Scheme: "http", Host: "127.0.0.1:3000"}
+	defaults := options{
+		instance:        "default",
+		adminAddress:    "127.0.0.1:15090",
+		decisionTimeout: 20 * time.Millisecond,
+		bootstrap:       bootstrapOpen,
+		drainDelay:      5 * time.Second,
+		logLevel:        zapcore.InfoLevel,
+	}
+	with := func(edit func(*options)) options {
+		o := defaults
+		edit(&o)
+		return o
+	}
+	tests := []struct {
+		name string
+		args string
+		want options
+	}{
+		{
+			"alone, three flags do",
+			"--listen :8080 --upstream http://127.0.0.1:3000 --policies policies.yaml",
+			with(func(o *options) {
+				o.routes = []route{{address: ":8080", upstream: upstream}}
+				o.policies = list{"policies.yaml"}
+			}),
+		},
+		{
+			"in a cluster, names pair listeners and upstreams",
+			"--listen http=:8080 --listen admin=:8081 --upstream admin=http://127.0.0.1:3001 --upstream http=http://127.0.0.1:3000/" +
+				" --namespace shop --pod-labels-file labels --redis redis://weir --config-redis redis://config" +
+				" --trusted-proxies 10.1.2.3/8,fd00::/8 --trusted-proxies 192.0.2.1/32 --bootstrap-mode Closed --log-level debug" +
+				" --instance one --state-dir /state --drain-delay 0s --decision-timeout 1s --admin-listen :1",
+			options{
+				routes: []route{
+					{name: "http", address: ":8080", upstream: &url.URL{Scheme: "http", Host: "127.0.0.1:3000", Path: "/"}},
+					{name: "admin", address: ":8081", upstream: &url.URL{Scheme: "http", Host: "127.0.0.1:3001"}},
+				},
+				namespace:       "shop",
+				podLabelsFile:   "labels",
+				redis:           "redis://weir",
+				configRedis:     "redis://config",
+				instance:        "one",
+				adminAddress:    ":1",
+				decisionTimeout: time.Second,
+				trustedProxies: proxy.TrustedProxies{
+					netip.MustParsePrefix("10.0.0.0/8"),
+					netip.MustParsePrefix("fd00::/8"),
+					netip.MustParsePrefix("192.0.2.1/32"),
+				},
+				bootstrap: bootstrapClosed,
+				stateDir:  "/state",
+				logLevel:  zapcore.DebugLevel,
+			},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := parse(strings.Fields(tt.args), t.Output())
+			if err != nil {
+				t.Fatal(err)
+			}
+			compareAddrs := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(options{}, route{}), compareAddrs); diff != "" {
+				t.Errorf("options (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAFaultInTheFlagsNamesTheFlag(t *testing.T) {
+	const route = "--listen :8080 --upstream http://127.0.0.1:3000 "
+	tests := []struct{ name, args, want string }{
+		{"no flags", "", "--listen is required: the address to accept requests at"},
+		{"no policies", route, "--policies or --namespace is required: the policies to enforce"},
+		{"two sources of policies", route + "--policies p --namespace shop", "--policies and --namespace exclude each other: policies come from files or from the store"},
+		{"no labels", route + "--namespace shop", "--pod-labels-file is required with --namespace: policies select pods by their labels"},
+		{"no Redis", route + "--namespace shop --pod-labels-file f", "--redis is required with --namespace: the sidecars of an application count together"},
+		{"config Redis with files", route + "--policies p --config-redis redis://c", "--config-redis goes with --namespace only: policies come from files"},
+		{"state with files", route + "--policies p --state-dir d", "--state-dir goes with --namespace only: policies are in files already"},
+		{"no time to decide", route + "--policies p --decision-timeout 0s", "--decision-timeout must be above zero"},
+		{"a delay in the past", route + "--policies p --drain-delay -1s", "--drain-delay must not be negative"},
+		{"a listener without an upstream", "--listen a=:8080 --upstream http://x", "--listen a=:8080: there is no --upstream of the same name"},
+		{"an upstream without a listener", route + "--upstream b=http://x", "--upstream: there is one without a --listen of the same name"},
+		{"two listeners of one name", route + "--listen :8081", "--listen :8081: there are two of one name"},
+		{"two upstreams of one name", route + "--upstream http://x", "--upstream http://x: there are two for one --listen"},
+		{"an upstream that is no URL", "--listen :8080 --upstream localhost:3000", "--upstream localhost:3000: must be like http://127.0.0.1:8080"},
+		{"an upstream with a path", "--listen :8080 --upstream http://x/base", "--upstream http://x/base: must be a scheme, a host and a port: paths are forwarded as they are"},
+		{"proxies that are no networks", route + "--trusted-proxies 10.0.0.1", `invalid value "10.0.0.1" for flag -trusted-proxies: netip.ParsePrefix("10.0.0.1"): no '/'`},
+		{"an unknown mode", route + "--bootstrap-mode Ajar", `invalid value "Ajar" for flag -bootstrap-mode: must be Open or Closed`},
+		{"an unknown flag", "--lissen :8080", "flag provided but not defined: -lissen"},
+		{"an argument", route + "--policies p more", `unexpected argument "more"`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := run(t.Context(), strings.Fields(tt.args), t.Output())
+			var usage usageError
+			if !errors.As(err, &usage) {
+				t.Fatalf("run returned %v, which is no fault in the flags", err)
+			}
+			if diff := cmp.Diff(tt.want, err.Error()); diff != "" {
+				t.Errorf("error (-want +got):\n%s", diff)
+			}
+		})
+	}
+
+	t.Run("a URL that names no Redis", func(t *testing.T) {
+		err := run(t.Context(), strings.Fields(route+"--policies p --redis http://x"), t.Output())
+		if !errors.As(err, new(usageError)) || !strings.HasPrefix(err.Error(), "--redis: ") {
+			t.Errorf("run returned %v", err)
+		}
+	})
+}
+
+func TestHelpListsTheFlags(t *testing.T) {
+	var out strings.Builder
+	if err := run(t.Context(), []string{"--help"}, &out); !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("run returned %v", err)
+	}
+	if !strings.Contains(out.String(), "-bootstrap-mode") {
+		t.Errorf("help is %q", out.String())
+	}
+}
+
+func TestPodLabels(t *testing.T) {
+	t.Run("are read as the downward API writes them", func(t *testing.T) {
+		got, err := parseLabels("app=\"checkout\"\nempty=\"\"\nexample.com/quote=\"a\\\"b\\\\c\\n\"\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{"app": "checkout", "empty": "", "example.com/quote": "a\"b\\c\n"}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("labels (-want +got):\n%s", diff)
+		}
+	})
+	for _, line := range []string{"app", "app=checkout", "=\"checkout\"", "app=\"checkout"} {
+		t.Run("may not be like "+line, func(t *testing.T) {
+			if got, err := parseLabels(line); err == nil {
+				t.Errorf("labels are %v", got)
+			}
+		})
+	}
+}

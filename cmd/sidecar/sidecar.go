@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	goredis "github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weir-dev/weir/internal/configstore"
+	"github.com/weir-dev/weir/internal/configstore/file"
+	redisconfig "github.com/weir-dev/weir/internal/configstore/redis"
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/guard"
+	"github.com/weir-dev/weir/internal/limiter/memorystore"
+	"github.com/weir-dev/weir/internal/limiter/redisstore"
+	"github.com/weir-dev/weir/internal/match"
+	"github.com/weir-dev/weir/internal/policy"
+	"github.com/weir-dev/weir/internal/proxy"
+	"github.com/weir-dev/weir/internal/redisclient"
+	"github.com/weir-dev/weir/internal/usage"
+)
+
+// sidecar is everything wired together.
+type sidecar struct {
+	options  options
+	log      logr.Logger
+	state    *state
+	proxy    *proxy.Proxy
+	recorder *usage.Recorder
+	// counters is the Redis to count in. Nil where requests are counted in process.
+	counters goredis.UniversalClient
+	watcher  configstore.Watcher
+	// matching is what the policies of a snapshot are matched with.
+	matching match.Options
+	// reporter is nil where nobody reads reports.
+	reporter *usage.Reporter
+	metrics  *prometheus.Registry
+	clients  []goredis.UniversalClient
+}
+
+// newSidecar wires a sidecar. It opens no connection and waits for nothing.
+func newSidecar(o options, log logr.Logger) (*sidecar, error) {
+	s := &sidecar{
+		options:  o,
+		log:      log,
+		state:    newState(time.Now()),
+		recorder: usage.NewRecorder(),
+		metrics:  prometheus.NewRegistry(),
+	}
+	store, err := s.openStore()
+	if err != nil {
+		return nil, err
+	}
+	if o.namespace == "" {
+		err = s.standAlone()
+	} else {
+		err = s.joinCluster()
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.proxy = proxy.New(limiter.NewEngine(store, s.recorder), proxy.Options{
+		TrustedProxies:  o.trustedProxies,
+		BootstrapClosed: o.bootstrap == bootstrapClosed,
+		Log:             log.WithName("proxy"),
+	})
+	s.metrics.MustRegister(s.proxy, s.recorder, store.failures, s.state.revision,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return s, nil
+}
+
+// openStore opens what requests are counted in.
+func (s *sidecar) openStore() (*watched, error) {
+	log := s.log.WithName("store")
+	if s.options.redis == "" {
+		return watch(memorystore.New(memorystore.Options{}), log), nil
+	}
+	client, err := s.openRedis("--redis", s.options.redis)
+	if err != nil {
+		return nil, err
+	}
+	s.counters = client
+	return watch(guard.Deadline(redisstore.New(client), s.options.decisionTimeout), log), nil
+}
+
+// standAlone takes the policies from files and enforces all of them.
+func (s *sidecar) standAlone() error {
+	w, err := file.NewWatcher(s.options.policies, policy.Standalone, s.log.WithName("policies"))
+	if err != nil {
+		return fmt.Errorf("reading --policies: %w", err)
+	}
+	s.watcher = w
+	s.matching = match.Options{Instance: s.options.instance, Everything: true}
+	return nil
+}
+
+// joinCluster takes the policies that the manager publishes, enforces those that select this pod, and
+// reports.
+func (s *sidecar) joinCluster() error {
+	o := s.options
+	labels, err := readLabels(o.podLabelsFile)
+	if err != nil {
+		return fmt.Errorf("--pod-labels-file: %w", err)
+	}
+	enforcer, err := self(labels)
+	if err != nil {
+		return err
+	}
+	configs, err := s.openRedis("--config-redis", o.configRedisOrRedis())
+	if err != nil {
+		return err
+	}
+	log := s.log.WithName("policies")
+	s.matching = match.Options{Instance: o.instance, Labels: labels}
+	s.watcher = redisconfig.NewWatcher(configs, o.instance, o.namespace, log)
+	if o.stateDir != "" {
+		s.watcher = configstore.Persist(s.watcher, filepath.Join(o.stateDir, "snapshot.json"), log)
+	}
+	report := func(now time.Time) usage.Report {
+		return usage.Report{
+			Enforcer: enforcer,
+			Revision: s.state.now().Revision,
+			Degraded: s.recorder.Degraded(now),
+			Limits:   s.recorder.Recent(now),
+		}
+	}
+	s.reporter = usage.NewReporter(s.counters, o.instance, o.namespace, report, s.log.WithName("usage"))
+	return nil
+}
+
+// openRedis opens a client. Its connections come with the first command.
+func (s *sidecar) openRedis(flag, url string) (goredis.UniversalClient, error) {
+	client, err := redisclient.Open(url)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("%s: %w", flag, err)}
+	}
+	s.clients = append(s.clients, client)
+	return client, nil
+}
+
+func (s *sidecar) close() {
+	for _, c := range s.clients {
+		_ = c.Close() // Nothing is left to be said to it.
+	}
+}
+
+// self is this run of the sidecar, as reports name it.
+func self(labels map[string]string) (usage.Enforcer, error) {
+	pod := os.Getenv("POD_NAME")
+	if pod == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return usage.Enforcer{}, fmt.Errorf("naming this sidecar (or set POD_NAME): %w", err)
+		}
+		pod = host
+	}
+	return usage.Enforcer{Pod: pod, UID: os.Getenv("POD_UID"), Nonce: rand.Text(), Labels: labels}, nil
+}
+
+// run serves until ctx is done and all requests have had their answer, or something vital fails.
+func (s *sidecar) run(ctx context.Context) error {
+	listeners, err := open(ctx, append(s.options.routes, route{address: s.options.adminAddress}))
+	if err != nil {
+		return err
+	}
+	admin := listeners[len(listeners)-1]
+	s.log.Info("listening", "listener", "admin", "address", admin.Addr().String())
+
+	// What serves the requests in flight goes on until they have had their answer.
+	lasting, finish := context.WithCancel(context.WithoutCancel(ctx))
+	defer finish()
+	helpers, lasting := errgroup.WithContext(lasting)
+	helpers.Go(func() error { return serveAdmin(lasting, admin, s.state, s.metrics, s.log) })
+	helpers.Go(func() error { return s.follow(lasting) })
+	helpers.Go(func() error { s.tellOfBootstrap(lasting); return nil })
+	if s.reporter != nil {
+		helpers.Go(func() error { return s.reporter.Run(lasting) })
+	}
+	ctx, stop := context.WithCancel(ctx)
+	context.AfterFunc(lasting, stop)
+	err = s.serve(ctx, listeners[:len(listeners)-1])
+	finish()
+	return errors.Join(err, helpers.Wait())
+}
+
+// follow enforces the snapshots of the config store.
+func (s *sidecar) follow(ctx context.Context) error {
+	if err := s.watcher.Watch(ctx, s.enforce); err != nil {
+		return fmt.Errorf("watching policies: %w", err)
+	}
+	return nil
+}
+
+// enforce enforces a snapshot from the next request on.
+func (s *sidecar) enforce(snapshot configstore.Snapshot) {
+	policies := make([]match.Policy, len(snapshot.Policies))
+	for i, p := range snapshot.Policies {
+		policies[i] = p.Policy
+	}
+	m := match.New(policies, s.matching)
+	s.proxy.Swap(m)
+	s.recorder.Keep(m.Policies())
+	s.state.enforce(snapshot, m)
+	s.log.Info("enforcing policies", "namespace", snapshot.Namespace, "revision", snapshot.Revision.String(), "count", len(m.Policies()))
+}
+
+// tellOfBootstrap says so if no policies have come in time.
+func (s *sidecar) tellOfBootstrap(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(bootstrapWait):
+		if !s.state.known() {
+			s.log.Info("no policies are known yet", "bootstrapMode", s.options.bootstrap)
+		}
+	}
+}
