@@ -46,6 +46,7 @@ func (r Revision) String() string { return fmt.Sprintf("%d/%d", r.Epoch, r.Numbe
 
 // Snapshot is all that the enforcers of a namespace have to know. It is never changed once made.
 type Snapshot struct {
+	// Namespace of all policies. Empty in a snapshot of files, whose policies may be of several.
 	Namespace string   `json:"namespace"`
 	Revision  Revision `json:"revision"`
 	// Policies in order of their names. Empty means that there are none, and is published as such.

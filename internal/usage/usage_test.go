@@ -81,6 +81,7 @@ func await(t *testing.T, reader *usage.Reader, enforcers int) map[string][]usage
 }
 
 func TestReports(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	client := server.Client(t)
 	reader := usage.NewReader(client, instance)
@@ -192,6 +193,7 @@ func TestReports(t *testing.T) {
 }
 
 func TestOutage(t *testing.T) {
+	t.Parallel()
 	t.Run("an outage is told of once, and its end", func(t *testing.T) {
 		server := redistest.Start(t)
 		client := server.Client(t)

@@ -28,6 +28,12 @@ type Published struct {
 // TestPublisher holds a publisher to its contract. It calls open for each test, which gives an empty
 // store.
 func TestPublisher(t *testing.T, open func(t *testing.T) Published) {
+	testClaim(t, open)
+	testPublish(t, open)
+	testFence(t, open)
+}
+
+func testClaim(t *testing.T, open func(t *testing.T) Published) {
 	t.Run("an epoch is the clock in milliseconds", func(t *testing.T) {
 		before := time.Now().UnixMilli()
 		epoch := claim(t, open(t).Publisher())
@@ -47,7 +53,9 @@ func TestPublisher(t *testing.T, open func(t *testing.T) Published) {
 			last = epoch
 		}
 	})
+}
 
+func testPublish(t *testing.T, open func(t *testing.T) Published) {
 	t.Run("what is published is loaded, whole", func(t *testing.T) {
 		p := open(t).Publisher()
 		shop := snapshot("shop", configstore.Revision{Epoch: claim(t, p), Number: 1})
@@ -98,6 +106,39 @@ func TestPublisher(t *testing.T, open func(t *testing.T) Published) {
 		wantLoaded(t, p, map[string]configstore.Snapshot{"shop": stored})
 	})
 
+	t.Run("a snapshot above 1 MiB is too large", func(t *testing.T) {
+		p := open(t).Publisher()
+		large := snapshot("shop", configstore.Revision{Epoch: claim(t, p), Number: 1})
+		large.Policies[0].Name = strings.Repeat("a", configstore.MaxBytes)
+		refuse(t, p, large, configstore.ErrTooLarge)
+		wantLoaded(t, p, map[string]configstore.Snapshot{})
+	})
+
+	t.Run("of many with one revision, one is published", func(t *testing.T) {
+		p := open(t).Publisher()
+		revision := configstore.Revision{Epoch: claim(t, p), Number: 1}
+		var published atomic.Int32
+		var all sync.WaitGroup
+		for i := range int64(8) {
+			all.Go(func() {
+				s := snapshot("shop", revision)
+				s.Policies[0].Generation = i
+				switch err := p.Publish(t.Context(), s); {
+				case err == nil:
+					published.Add(1)
+				case !errors.Is(err, configstore.ErrStale):
+					t.Errorf("Publish: %v", err)
+				}
+			})
+		}
+		all.Wait()
+		if n := published.Load(); n != 1 {
+			t.Errorf("%d were published, want 1", n)
+		}
+	})
+}
+
+func testFence(t *testing.T, open func(t *testing.T) Published) {
 	t.Run("a publisher that has claimed nothing is fenced, on an empty store too", func(t *testing.T) {
 		p := open(t).Publisher()
 		refuse(t, p, snapshot("shop", configstore.Revision{Epoch: 1, Number: 1}), configstore.ErrFenced)
@@ -127,14 +168,6 @@ func TestPublisher(t *testing.T, open func(t *testing.T) Published) {
 		wantLoaded(t, p, map[string]configstore.Snapshot{})
 	})
 
-	t.Run("a snapshot above 1 MiB is too large", func(t *testing.T) {
-		p := open(t).Publisher()
-		large := snapshot("shop", configstore.Revision{Epoch: claim(t, p), Number: 1})
-		large.Policies[0].Name = strings.Repeat("a", configstore.MaxBytes)
-		refuse(t, p, large, configstore.ErrTooLarge)
-		wantLoaded(t, p, map[string]configstore.Snapshot{})
-	})
-
 	t.Run("after a flush the leader restores what it had, and its claim", func(t *testing.T) {
 		store := open(t)
 		first, second := store.Publisher(), store.Publisher()
@@ -145,29 +178,6 @@ func TestPublisher(t *testing.T, open func(t *testing.T) Published) {
 		publish(t, second, old)
 		wantLoaded(t, second, map[string]configstore.Snapshot{"shop": old})
 		refuse(t, first, snapshot("shop", configstore.Revision{Epoch: old.Revision.Epoch, Number: 2}), configstore.ErrFenced)
-	})
-
-	t.Run("of many with one revision, one is published", func(t *testing.T) {
-		p := open(t).Publisher()
-		revision := configstore.Revision{Epoch: claim(t, p), Number: 1}
-		var published atomic.Int32
-		var all sync.WaitGroup
-		for i := range int64(8) {
-			all.Go(func() {
-				s := snapshot("shop", revision)
-				s.Policies[0].Generation = i
-				switch err := p.Publish(t.Context(), s); {
-				case err == nil:
-					published.Add(1)
-				case !errors.Is(err, configstore.ErrStale):
-					t.Errorf("Publish: %v", err)
-				}
-			})
-		}
-		all.Wait()
-		if n := published.Load(); n != 1 {
-			t.Errorf("%d were published, want 1", n)
-		}
 	})
 }
 

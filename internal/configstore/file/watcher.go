@@ -88,7 +88,8 @@ func (w *Watcher) Watch(ctx context.Context, apply func(configstore.Snapshot)) e
 		case <-changes.Events:
 			quiet.Reset(settle)
 			continue
-		case <-changes.Errors: // Changes were missed.
+		case err := <-changes.Errors:
+			w.log.Error(err, "changes of policy files may have been missed, looking at all")
 		case <-quiet.C:
 		case <-poll.C:
 		}

@@ -78,12 +78,14 @@ func open(t *testing.T, log logr.Logger, paths ...string) *file.Watcher {
 }
 
 func TestWatcher(t *testing.T) {
+	t.Parallel()
 	places := map[string]func(file string) string{
 		"a folder": filepath.Dir,
 		"a file":   func(file string) string { return file },
 	}
 	for name, place := range places {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			configstoretest.TestWatcher(t, func(t *testing.T) configstoretest.Watched {
 				path := filepath.Join(t.TempDir(), "policies", "policies.yaml")
 				put := func(policies ...configstoretest.Policy) {
@@ -226,7 +228,9 @@ func await(t *testing.T, applied <-chan configstore.Snapshot, want ...string) {
 }
 
 func TestReload(t *testing.T) {
+	t.Parallel()
 	t.Run("one bad policy affects no other, in its file or beside it", func(t *testing.T) {
+		t.Parallel()
 		folder := t.TempDir()
 		one, two := filepath.Join(folder, "one.yaml"), filepath.Join(folder, "two.yaml")
 		write(t, one, policy("a", 1)+"---\n"+policy("b", 1))
@@ -254,6 +258,7 @@ func TestReload(t *testing.T) {
 	})
 
 	t.Run("a deleted file takes its policies with it, within 2 s", func(t *testing.T) {
+		t.Parallel()
 		folder := t.TempDir()
 		write(t, filepath.Join(folder, "one.yaml"), policy("a", 1))
 		write(t, filepath.Join(folder, "two.yaml"), policy("b", 1))
@@ -268,6 +273,7 @@ func TestReload(t *testing.T) {
 	})
 
 	t.Run("a policy that moves to another file changes nothing", func(t *testing.T) {
+		t.Parallel()
 		folder := t.TempDir()
 		write(t, filepath.Join(folder, "one.yaml"), policy("a", 1))
 		applied := watch(t, open(t, testr.New(t), folder))
@@ -280,6 +286,7 @@ func TestReload(t *testing.T) {
 	})
 
 	t.Run("a file that is written in place is followed", func(t *testing.T) {
+		t.Parallel()
 		path := filepath.Join(t.TempDir(), "policies.yaml")
 		write(t, path, policy("a", 1))
 		applied := watch(t, open(t, testr.New(t), path))
@@ -292,6 +299,7 @@ func TestReload(t *testing.T) {
 
 	for name, place := range map[string]string{"a folder": "", "a file of one": "policies.yaml"} {
 		t.Run("a mounted ConfigMap that is swapped is followed: "+name, func(t *testing.T) {
+			t.Parallel()
 			folder := t.TempDir()
 			mount(t, folder, "1", policy("a", 1))
 			link(t, filepath.Join("..data", "policies.yaml"), filepath.Join(folder, "policies.yaml"))

@@ -34,6 +34,7 @@ const (
 )
 
 func TestPublisher(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	configstoretest.TestPublisher(t, func(t *testing.T) configstoretest.Published {
 		client := server.Client(t)
@@ -47,6 +48,7 @@ func TestPublisher(t *testing.T) {
 }
 
 func TestWatcher(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	configstoretest.TestWatcher(t, func(t *testing.T) configstoretest.Watched {
 		client := server.Client(t)
@@ -163,6 +165,7 @@ func next[T any](t *testing.T, c <-chan T) T {
 }
 
 func TestGarbage(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	client := server.Client(t)
 	const body = `{"namespace":"shop","revision":{"epoch":9000000000000,"number":7},"policies":[]}`
@@ -213,6 +216,7 @@ func TestGarbage(t *testing.T) {
 }
 
 func TestNewerManager(t *testing.T) {
+	t.Parallel()
 	t.Run("fields of a newer manager are ignored", func(t *testing.T) {
 		client := redistest.Start(t).Client(t)
 		hset(t, client, "epoch", 5, "number", 7, "body",
@@ -226,6 +230,7 @@ func TestNewerManager(t *testing.T) {
 }
 
 func TestRights(t *testing.T) {
+	t.Parallel()
 	const read = "%R~" + key
 	cases := map[string][]any{
 		"a watcher needs to read its key and its channel, no more": {read, "&" + key, "+hmget", "+hstrlen", "+subscribe", "+ping"},
@@ -233,6 +238,7 @@ func TestRights(t *testing.T) {
 	}
 	for name, rights := range cases {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			server := redistest.Start(t)
 			admin := server.Client(t)
 			user := append([]any{"ACL", "SETUSER", "sidecar", "on", "nopass"}, rights...)
@@ -258,9 +264,11 @@ func TestRights(t *testing.T) {
 }
 
 func TestOutage(t *testing.T) {
+	t.Parallel()
 	policies := compile([]configstoretest.Policy{{Name: "a", Requests: 1}})
 
 	t.Run("a store that isn't there at first is waited for", func(t *testing.T) {
+		t.Parallel()
 		server := redistest.Start(t)
 		server.Kill()
 		log, logged := lines()
@@ -276,6 +284,7 @@ func TestOutage(t *testing.T) {
 	})
 
 	t.Run("a store that comes back empty changes nothing until the leader restores it", func(t *testing.T) {
+		t.Parallel()
 		server := redistest.Start(t)
 		l := lead(t, server.Client(t))
 		first := l.publish(policies...)
@@ -298,6 +307,7 @@ func TestOutage(t *testing.T) {
 	})
 
 	t.Run("a store that hangs is waited for", func(t *testing.T) {
+		t.Parallel()
 		server := redistest.Start(t)
 		l := lead(t, server.Client(t))
 		l.publish(policies...)
