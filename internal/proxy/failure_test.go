@@ -92,9 +92,9 @@ func TestAFailureIsBlamedOnWhoeverFailed(t *testing.T) {
 }
 
 func TestBlame(t *testing.T) {
-	gone, cancel := context.WithCancel(context.Background())
+	gone, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	cancel()
-	here := context.Background()
+	here := context.WithoutCancel(t.Context())
 	tests := []struct {
 		name string
 		ctx  context.Context
@@ -125,7 +125,7 @@ func TestAClientThatHangsUpEndsItsRequest(t *testing.T) {
 		close(ended)
 	}))
 	p := newProxy(admits)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	addr, served := start(ctx, t, p, app, patience)
 	conn := dial(t, addr)
 	_, _ = io.WriteString(conn, crlf("GET / HTTP/1.1", "Host: shop.example", "", ""))
@@ -211,7 +211,7 @@ func TestDraining(t *testing.T) {
 				<-finish
 				_, _ = io.WriteString(w, "done")
 			}))
-			ctx, stop := context.WithCancel(context.Background())
+			ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 			addr, served := start(ctx, t, newProxy(admits, checkout()), app, patience)
 			body := make(chan string)
 			go func() {
@@ -238,7 +238,7 @@ func TestDraining(t *testing.T) {
 	})
 
 	t.Run("an upgraded connection is waited for", func(t *testing.T) {
-		ctx, stop := context.WithCancel(context.Background())
+		ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 		addr, served := start(ctx, t, newProxy(admits), application(t, http.HandlerFunc(chat)), patience)
 		conn, r := openChat(t, addr)
 		stop()
@@ -254,7 +254,7 @@ func TestDraining(t *testing.T) {
 	})
 
 	t.Run("what takes longer than grace is cut off, and told", func(t *testing.T) {
-		ctx, stop := context.WithCancel(context.Background())
+		ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 		addr, served := start(ctx, t, newProxy(admits), application(t, http.HandlerFunc(chat)), time.Millisecond)
 		_, r := openChat(t, addr)
 		stop()
@@ -282,7 +282,7 @@ func openChat(t *testing.T, addr string) (net.Conn, *bufio.Reader) {
 func awaitClosed(t *testing.T, addr string) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); {
-		conn, err := net.Dial("tcp", addr)
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr)
 		if err != nil {
 			return
 		}

@@ -179,7 +179,7 @@ type clientBody struct {
 
 func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	switch err { //nolint:errorlint // Readers return io.EOF bare, and it must stay so.
+	switch err { // Readers return io.EOF bare, and it must stay so.
 	case nil:
 		return n, nil
 	case io.EOF:
@@ -261,6 +261,10 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // WriteHeader adds the fields that tell of quotas, and keeps net/http from adding any of its own.
 func (w *response) WriteHeader(status int) {
+	if status == http.StatusContinue {
+		// The application's made the transport ask for the body, and that makes net/http send ours.
+		return
+	}
 	if status >= http.StatusOK {
 		h := w.Header()
 		leaveAbsent(h, "Content-Type")

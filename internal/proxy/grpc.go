@@ -63,7 +63,7 @@ func (f refusal) grpcDetails() []byte {
 }
 
 func appendVarint(b []byte, field protowire.Number, v int64) []byte {
-	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), uint64(v)) //nolint:gosec // Never negative here.
+	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), uint64(v))
 }
 
 func appendBytes(b []byte, field protowire.Number, v []byte) []byte {

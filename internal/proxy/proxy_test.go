@@ -81,7 +81,7 @@ func newProxy(store limiter.Store, policies ...match.Policy) *Proxy {
 // front serves a proxy in front of upstream, a host and port, and gives the proxy's.
 func front(t *testing.T, p *Proxy, upstream string) string {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	addr, served := start(ctx, t, p, upstream, patience)
 	t.Cleanup(func() {
 		cancel()
@@ -103,7 +103,7 @@ func start(ctx context.Context, t *testing.T, p *Proxy, upstream string, grace t
 
 func listen(t *testing.T) net.Listener {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,8 +137,7 @@ func newClient(t *testing.T, http2 bool) *http.Client {
 	}
 }
 
-// send sends raw bytes and gives all that comes back until the connection ends, or, where it stays open,
-// until so many responses have come.
+// send sends raw bytes and gives what comes back.
 func send(t *testing.T, addr, request string) *bufio.Reader {
 	t.Helper()
 	conn := dial(t, addr)
@@ -150,7 +149,7 @@ func send(t *testing.T, addr, request string) *bufio.Reader {
 
 func dial(t *testing.T, addr string) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("tcp", addr)
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -87,7 +87,9 @@ func TestARefusalSaysWhichLimitAndHowLong(t *testing.T) {
 				`{"type":"about:blank","title":"Too Many Requests","status":429,"detail":"Limit per-customer of policy checkout-api needs header x-api-key, which the request lacks.","violated-policies":["checkout-api/per-customer"]}`),
 		},
 		{
-			"the store is away and the policy fails closed", broken{}, checkout(failClosed),
+			"the store is away and the policy fails closed",
+			broken{},
+			checkout(failClosed),
 			crlf("GET / HTTP/1.1", "Host: shop.example", "", ""),
 			crlf("HTTP/1.1 503 Service Unavailable",
 				"Cache-Control: no-store",
