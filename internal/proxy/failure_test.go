@@ -9,12 +9,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -199,6 +203,47 @@ func TestSwappedLimitsCountFromTheNextRequestOn(t *testing.T) {
 	}
 	if diff := cmp.Diff([]int{http.StatusOK, http.StatusTooManyRequests}, got); diff != "" {
 		t.Errorf("statuses (-want +got):\n%s", diff)
+	}
+}
+
+// keys is a store that admits everything and notes under which keys.
+type keys map[string]bool
+
+func (k keys) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
+	for _, h := range hits {
+		k[h.Key] = true
+	}
+	return admits.Take(ctx, hits)
+}
+
+func TestAClientCannotChooseItsAddress(t *testing.T) {
+	byAddress := checkout(func(p *match.Policy) {
+		p.Limits[0].Key = []match.KeySource{{ClientIP: &match.ClientIPKey{IPv6PrefixLength: 64}, OnMissing: "Share"}}
+	})
+	loopback := TrustedProxies{netip.MustParsePrefix("127.0.0.0/8")}
+	for _, tt := range []struct {
+		name    string
+		trusted TrustedProxies
+		want    int
+	}{
+		{"whatever it writes, one client has one counter", nil, 1},
+		{"behind a trusted proxy each client has its own", loopback, 3},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			counters := keys{}
+			p := New(limiter.NewEngine(counters, noRecorder{}), Options{TrustedProxies: tt.trusted})
+			p.Swap(match.New([]match.Policy{byAddress}, match.Options{Everything: true}))
+			h := &handler{Proxy: p, upstream: newForwarder(&url.URL{Scheme: "http", Host: closed(t)}, p.metrics, logr.Discard())}
+			for _, address := range []string{"198.51.100.1", "198.51.100.2", "2001:db8::1", "2001:db8::2"} {
+				r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
+				r.RemoteAddr = "127.0.0.1:4711"
+				r.Header.Set("X-Forwarded-For", address)
+				h.ServeHTTP(httptest.NewRecorder(), r)
+			}
+			if len(counters) != tt.want {
+				t.Errorf("there are %d counters, not %d", len(counters), tt.want)
+			}
+		})
 	}
 }
 

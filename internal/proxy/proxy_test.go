@@ -79,7 +79,7 @@ func newProxy(store limiter.Store, policies ...match.Policy) *Proxy {
 }
 
 // front serves a proxy in front of upstream, a host and port, and gives the proxy's.
-func front(t *testing.T, p *Proxy, upstream string) string {
+func front(t testing.TB, p *Proxy, upstream string) string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	addr, served := start(ctx, t, p, upstream, patience)
@@ -93,7 +93,7 @@ func front(t *testing.T, p *Proxy, upstream string) string {
 }
 
 // start serves a proxy until ctx is done, and tells the outcome.
-func start(ctx context.Context, t *testing.T, p *Proxy, upstream string, grace time.Duration) (addr string, served <-chan error) {
+func start(ctx context.Context, t testing.TB, p *Proxy, upstream string, grace time.Duration) (addr string, served <-chan error) {
 	t.Helper()
 	ln := listen(t)
 	done := make(chan error, 1)
@@ -101,7 +101,7 @@ func start(ctx context.Context, t *testing.T, p *Proxy, upstream string, grace t
 	return ln.Addr().String(), done
 }
 
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -111,7 +111,7 @@ func listen(t *testing.T) net.Listener {
 }
 
 // application serves h over HTTP/1 and unencrypted HTTP/2, and gives its host and port.
-func application(t *testing.T, h http.Handler) string {
+func application(t testing.TB, h http.Handler) string {
 	t.Helper()
 	s := httptest.NewUnstartedServer(h)
 	s.Config.Protocols = &http.Protocols{}
@@ -124,7 +124,7 @@ func application(t *testing.T, h http.Handler) string {
 }
 
 // newClient gives a client that speaks one protocol and adds nothing of its own.
-func newClient(t *testing.T, http2 bool) *http.Client {
+func newClient(t testing.TB, http2 bool) *http.Client {
 	t.Helper()
 	var p http.Protocols
 	p.SetHTTP1(!http2)
@@ -168,4 +168,27 @@ func readAll(t *testing.T, r io.Reader) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// BenchmarkForwarding tells what the proxy adds to a request, counting left out.
+func BenchmarkForwarding(b *testing.B) {
+	app := application(b, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }))
+	for name, addr := range map[string]string{"direct": app, "through": front(b, newProxy(admits, checkout()), app)} {
+		b.Run(name, func(b *testing.B) {
+			client := newClient(b, false)
+			b.ReportAllocs()
+			for b.Loop() {
+				r, err := http.NewRequestWithContext(b.Context(), http.MethodGet, "http://"+addr, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				res, err := client.Do(r)
+				if err != nil {
+					b.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, res.Body)
+				_ = res.Body.Close()
+			}
+		})
+	}
 }
