@@ -31,7 +31,7 @@ func run(args []string, in io.Reader, out io.Writer) error {
 		return total(args[1:], out)
 	}
 	if len(args) != 1 {
-		return errors.New("it takes NAME, or -total FILE...")
+		return errors.New("it takes a name, or -total and files")
 	}
 	s := newSummary(out)
 	if err := s.read(in); err != nil {
