@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command weir-manager compiles RateLimitPolicy objects into the config store and reports back onto them.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/zapr"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/selection"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/config"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/weir-dev/weir/api/v1alpha1"
+	redisconfig "github.com/weir-dev/weir/internal/configstore/redis"
+	"github.com/weir-dev/weir/internal/controller"
+	"github.com/weir-dev/weir/internal/redisclient"
+	"github.com/weir-dev/weir/internal/usage"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	err := run(ctrl.SetupSignalHandler(), os.Args[1:], os.Stderr)
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+	case errors.As(err, new(usageError)):
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	default:
+		fmt.Fprintln(os.Stderr, "weir-manager:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the manager, from its arguments to its end, which comes when ctx is done or something vital fails.
+func run(ctx context.Context, args []string, stderr io.Writer) error {
+	o, err := parse(args, stderr)
+	if err != nil {
+		return err
+	}
+	logger := newLogger(stderr, o.logLevel)
+	ctrl.SetLogger(logger)
+	klog.SetLogger(logger.WithName("client-go"))
+	logger.Info("starting", "version", version)
+
+	kube, err := config.GetConfig()
+	if err != nil {
+		return fmt.Errorf("finding the Kubernetes API: %w", err)
+	}
+	mgr, err := newManager(kube, o, logger)
+	if err != nil {
+		return err
+	}
+	instance, err := o.instanceOf(ctx, mgr.GetAPIReader())
+	if err != nil {
+		return err
+	}
+	if err := addControllers(mgr, o, instance); err != nil {
+		return err
+	}
+	logger.Info("configured", "instance", instance)
+	if err := mgr.Start(ctx); err != nil {
+		return fmt.Errorf("running the manager: %w", err)
+	}
+	return nil
+}
+
+// newManager gives a manager whose caches hold no more than the controllers look at.
+func newManager(kube *rest.Config, o options, logger logr.Logger) (ctrl.Manager, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("registering API types: %w", err)
+		}
+	}
+	accepted, err := labels.NewRequirement(controller.AcceptedLabel, selection.Exists, nil)
+	if err != nil {
+		return nil, fmt.Errorf("selecting accepted specs: %w", err)
+	}
+	mgr, err := ctrl.NewManager(kube, ctrl.Options{
+		Scheme: scheme,
+		Logger: logger,
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject: map[client.Object]cache.ByObject{
+				&appsv1.ControllerRevision{}: {Label: labels.NewSelector().Add(*accepted)},
+				&corev1.Service{}:            {Transform: controller.KeepSelector},
+				&appsv1.Deployment{}:         {Transform: controller.KeepSelector},
+				&appsv1.StatefulSet{}:        {Transform: controller.KeepSelector},
+				&appsv1.DaemonSet{}:          {Transform: controller.KeepSelector},
+			},
+		},
+		Metrics: metricsserver.Options{
+			BindAddress:    o.metricsAddress,
+			SecureServing:  true,
+			FilterProvider: filters.WithAuthenticationAndAuthorization,
+		},
+		HealthProbeBindAddress:  o.probeAddress,
+		LeaderElection:          o.leaderElect,
+		LeaderElectionNamespace: o.leaderElectionNamespace,
+		LeaderElectionID:        "weir-manager.ratelimit.weir.dev",
+		// Safe, because the process ends as soon as the manager does.
+		LeaderElectionReleaseOnCancel: true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making the manager: %w", err)
+	}
+	for _, add := range []func(string, healthz.Checker) error{mgr.AddHealthzCheck, mgr.AddReadyzCheck} {
+		if err := add("ping", healthz.Ping); err != nil {
+			return nil, fmt.Errorf("adding a health check: %w", err)
+		}
+	}
+	return mgr, nil
+}
+
+// addControllers wires policies to the config store, and reports to status.
+func addControllers(mgr ctrl.Manager, o options, instance string) error {
+	counters, err := redisclient.Open(o.redis)
+	if err != nil {
+		return fmt.Errorf("--redis: %w", err)
+	}
+	configs, err := redisclient.Open(o.configRedisOrRedis())
+	if err != nil {
+		return fmt.Errorf("--config-redis: %w", err)
+	}
+	board := controller.NewBoard()
+	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(configs, instance, mgr.GetLogger().WithName("configstore")), board)
+	if err := snapshots.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	if err := mgr.Add(controller.NewObserver(mgr.GetClient(), usage.NewReader(counters, instance), board)); err != nil {
+		return fmt.Errorf("adding the observer: %w", err)
+	}
+	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, mgr.GetEventRecorder("weir-manager"))
+	if err := status.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	if err := metrics.Registry.Register(controller.NewPolicyMetrics(mgr.GetClient())); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
+	return nil
+}
+
+// newLogger gives structured logs, a JSON object a line.
+func newLogger(w io.Writer, level zapcore.Level) logr.Logger {
+	encoder := zap.NewProductionEncoderConfig()
+	encoder.EncodeTime = zapcore.ISO8601TimeEncoder
+	return zapr.NewLogger(zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.Lock(zapcore.AddSync(w)), level)))
+}

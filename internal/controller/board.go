@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controller
+
+import (
+	"errors"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weir-dev/weir/api/v1alpha1"
+	"github.com/weir-dev/weir/internal/configstore"
+	"github.com/weir-dev/weir/internal/usage"
+)
+
+// notice is what came of one policy the last time that its namespace was looked at.
+type notice struct {
+	// generation of the object that was looked at.
+	generation int64
+	// refusal is why it was not accepted; nil when it was.
+	refusal error
+	// published is what the store is known to hold of it; nil is nothing.
+	published *configstore.Policy
+	// err is why the store could not be brought up to date.
+	err error
+}
+
+// Board is where the parts of this package leave notes for the one that writes status, which it wakes. It
+// holds nothing that can't be observed again: a new leader starts with an empty one. It is safe for
+// concurrent use.
+type Board struct {
+	// changed wakes the writer of status for each policy of which there is something new to tell.
+	changed trigger
+
+	mu      sync.Mutex
+	notices map[string]map[string]notice // by namespace and name of the policy
+	reports map[string][]usage.Observed  // by namespace
+	digests map[string]string            // of reports
+	readErr error
+}
+
+// NewBoard gives an empty board.
+func NewBoard() *Board {
+	return &Board{notices: map[string]map[string]notice{}, readErr: errNotRead}
+}
+
+// errNotRead stands until the enforcers' reports have been read for the first time.
+var errNotRead = errors.New("the enforcers' reports have not been read yet")
+
+// post replaces the notices of a namespace.
+func (b *Board) post(namespace string, notices map[string]notice) {
+	b.mu.Lock()
+	old := b.notices[namespace]
+	b.notices[namespace] = notices
+	b.mu.Unlock()
+	for name, n := range notices {
+		if was, ok := old[name]; !ok || !was.tellsTheSameAs(n) {
+			b.changed.enqueue(types.NamespacedName{Namespace: namespace, Name: name})
+		}
+	}
+}
+
+// notice gives what there is to tell of a policy as it is now. There is none until its present generation
+// has been looked at.
+func (b *Board) notice(p *v1alpha1.RateLimitPolicy) (notice, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n, ok := b.notices[p.Namespace][p.Name]
+	return n, ok && n.generation == p.Generation
+}
+
+// report replaces what the enforcers of these namespaces report. An error means that it could not be read.
+func (b *Board) report(reports map[string][]usage.Observed, err error) {
+	b.mu.Lock()
+	toldBefore, digests := b.readErr == nil, map[string]string{}
+	if err == nil {
+		for namespace, r := range reports {
+			digests[namespace] = digest(r)
+		}
+		b.reports = reports
+	} else {
+		digests = b.digests
+	}
+	var wake []types.NamespacedName
+	for namespace, notices := range b.notices {
+		if toldBefore == (err == nil) && digests[namespace] == b.digests[namespace] {
+			continue
+		}
+		for name := range notices {
+			wake = append(wake, types.NamespacedName{Namespace: namespace, Name: name})
+		}
+	}
+	b.digests, b.readErr = digests, err
+	b.mu.Unlock()
+	for _, name := range wake {
+		b.changed.enqueue(name)
+	}
+}
+
+// enforcersIn gives what the enforcers of a namespace report.
+func (b *Board) enforcersIn(namespace string) ([]usage.Observed, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.reports[namespace], b.readErr
+}
+
+// tellsTheSameAs says whether two notices make the same status.
+func (n notice) tellsTheSameAs(o notice) bool {
+	return n.generation == o.generation &&
+		text(n.refusal) == text(o.refusal) &&
+		(n.err == nil) == (o.err == nil) &&
+		since(n.published) == since(o.published)
+}
+
+func since(p *configstore.Policy) configstore.Revision {
+	if p == nil {
+		return configstore.Revision{}
+	}
+	return p.Since
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

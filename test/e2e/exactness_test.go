@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-dev/weir/test/playground"
+)
+
+func TestTwoSidecarsAdmitExactlyTheLimit(t *testing.T) {
+	const clients = 8
+
+	t.Run("fixedWindow 100 per 10s, in one aligned window", func(t *testing.T) {
+		apply(t, "exact-window", `{selector: {}, limits: [{name: all, strategy: {fixedWindow: {requests: 100, window: 10s}}}]}`)
+		awaitReady(t, "exact-window")
+		for round := range 3 {
+			start := awaitWindow(10 * time.Second)
+			got := send(t, clients, 50, "")
+			if took := time.Since(start); took > 9*time.Second {
+				t.Fatalf("sending took %s, longer than the window", took)
+			}
+			if diff := cmp.Diff(playground.Tally{Allowed: 100, Refused: 300}, got); diff != "" {
+				t.Errorf("answers in round %d (-want +got):\n%s", round, diff)
+			}
+		}
+	})
+
+	t.Run("tokenBucket 100 per 1h, burst 100", func(t *testing.T) {
+		apply(t, "exact-bucket", `{selector: {}, limits: [{name: all, strategy: {tokenBucket: {requests: 100, window: 1h, burst: 100}}}]}`)
+		awaitReady(t, "exact-bucket")
+		if diff := cmp.Diff(playground.Tally{Allowed: 100, Refused: 300}, send(t, clients, 50, "")); diff != "" {
+			t.Errorf("answers (-want +got):\n%s", diff)
+		}
+	})
+
+	t.Run("two limits: what one refuses is not charged to the other", func(t *testing.T) {
+		apply(t, "exact-pair", `{selector: {}, limits: [
+			{name: total, strategy: {fixedWindow: {requests: 30, window: 24h}}},
+			{name: per-key, key: [{header: {name: x-api-key}}], strategy: {fixedWindow: {requests: 20, window: 24h}}}]}`)
+		awaitReady(t, "exact-pair")
+		if diff := cmp.Diff(playground.Tally{Allowed: 20, Refused: 380}, send(t, clients, 50, "alice")); diff != "" {
+			t.Errorf("answers to alice (-want +got):\n%s", diff)
+		}
+		// Alice's 380 refusals left the total alone.
+		if diff := cmp.Diff(playground.Tally{Allowed: 10, Refused: 390}, send(t, clients, 50, "bob")); diff != "" {
+			t.Errorf("answers to bob (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// awaitWindow waits for the start of the next window on the clock, and gives it. Redis has the same clock:
+// it runs on this machine.
+func awaitWindow(window time.Duration) time.Time {
+	next := time.Now().Truncate(window).Add(window)
+	time.Sleep(time.Until(next))
+	return next
+}

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package playground runs all of Weir on this machine: an API server, Redis, the manager, and sidecars in
+// front of an example application. The demo and the end-to-end tests play in it.
+package playground
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"github.com/weir-dev/weir/api/v1alpha1"
+	"github.com/weir-dev/weir/internal/redistest"
+	"github.com/weir-dev/weir/test/controlplane"
+)
+
+//go:embed shop.yaml
+var manifests embed.FS
+
+// Namespace is where the example application is.
+const Namespace = "shop"
+
+// instance keeps the playground's keys apart in Redis, which it has to itself anyway.
+const instance = "playground"
+
+// Options says what to run.
+type Options struct {
+	// Binaries is the folder of weir-manager and weir-sidecar.
+	Binaries string
+	// Dir is an existing folder for logs and files.
+	Dir string
+	// Sidecars is how many enforcers to run. Each is in front of the same application.
+	Sidecars int
+	// Progress is told what is being started. Nil is nobody.
+	Progress func(what string)
+}
+
+// Playground is what runs. Its processes can be stopped and started one by one.
+type Playground struct {
+	ControlPlane *controlplane.ControlPlane
+	// Kubeconfig is the path of an administrator's.
+	Kubeconfig string
+	Redis      *redistest.Server
+	Manager    *Process
+	Sidecars   []*Sidecar
+
+	app *http.Server
+}
+
+// Sidecar is an enforcer in front of the application.
+type Sidecar struct {
+	*Process
+	// URL is where clients send their requests.
+	URL string
+	// Admin is where its metrics and its snapshot are.
+	Admin string
+}
+
+// Start starts everything, and returns when requests can be sent. The caller must Stop it, also after an
+// error.
+func Start(ctx context.Context, o Options) (*Playground, error) {
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	p := &Playground{}
+	for _, step := range []struct {
+		what string
+		run  func(context.Context, Options) error
+	}{
+		{"the API server, with etcd", p.startControlPlane},
+		{"Redis", p.startRedis},
+		{"an example application", p.startApplication},
+		{"the manager", p.startManager},
+		{"the sidecar in front of the application", p.startSidecars},
+	} {
+		o.Progress(step.what)
+		if err := step.run(ctx, o); err != nil {
+			return p, fmt.Errorf("starting %s: %w", step.what, err)
+		}
+	}
+	return p, nil
+}
+
+// Stop ends everything that Start started, the clients of a thing before the thing itself.
+func (p *Playground) Stop() error {
+	var errs []error
+	for _, s := range p.Sidecars {
+		errs = append(errs, s.Stop())
+	}
+	if p.Manager != nil {
+		errs = append(errs, p.Manager.Stop())
+	}
+	if p.app != nil {
+		errs = append(errs, p.app.Close())
+	}
+	if p.Redis != nil {
+		p.Redis.Kill()
+	}
+	if p.ControlPlane != nil {
+		errs = append(errs, p.ControlPlane.Stop())
+	}
+	return errors.Join(errs...)
+}
+
+// Kubectl runs kubectl as an administrator and gives what it prints. Its error holds what it complains of.
+func (p *Playground) Kubectl(ctx context.Context, args ...string) (string, error) {
+	return p.KubectlWith(ctx, "", args...)
+}
+
+// KubectlWith is Kubectl with a standard input.
+func (p *Playground) KubectlWith(ctx context.Context, stdin string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, p.ControlPlane.Kubectl, args...) //nolint:gosec // kubectl, with our own arguments.
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+p.Kubeconfig)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, complaint strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(complaint.String()))
+	}
+	return out.String(), nil
+}
+
+func (p *Playground) startControlPlane(ctx context.Context, o Options) error {
+	var err error
+	if p.ControlPlane, err = controlplane.Start(); err != nil {
+		return err
+	}
+	p.Kubeconfig = filepath.Join(o.Dir, "kubeconfig")
+	if err := os.WriteFile(p.Kubeconfig, p.ControlPlane.Kubeconfig, 0o600); err != nil {
+		return fmt.Errorf("writing the kubeconfig: %w", err)
+	}
+	shop, err := manifests.ReadFile("shop.yaml")
+	if err != nil {
+		return fmt.Errorf("reading the shop's manifests: %w", err)
+	}
+	_, err = p.KubectlWith(ctx, string(shop), "apply", "-f", "-")
+	return err
+}
+
+func (p *Playground) startRedis(_ context.Context, o Options) error {
+	var err error
+	p.Redis, err = redistest.Launch(o.Dir)
+	return err
+}
+
+// startApplication serves something to limit.
+func (p *Playground) startApplication(ctx context.Context, _ Options) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	p.app = &http.Server{
+		Addr:              listener.Addr().String(),
+		ReadHeaderTimeout: 5 * time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = fmt.Fprintf(w, "checkout: %s %s\n", r.Method, r.URL.Path)
+		}),
+	}
+	go func() { _ = p.app.Serve(listener) }() // Ends with Stop.
+	return nil
+}
+
+func (p *Playground) startManager(ctx context.Context, o Options) error {
+	ports, err := freePorts(ctx, 1)
+	if err != nil {
+		return err
+	}
+	p.Manager = newProcess(o.Dir, "manager", filepath.Join(o.Binaries, "weir-manager"), []string{
+		"--kubeconfig", p.Kubeconfig, "--redis", p.Redis.URL(), "--instance", instance,
+		"--leader-elect", "--leader-election-namespace", "default",
+		"--metrics-bind-address", "0", "--health-probe-bind-address", ports[0],
+	}, nil)
+	if err := p.Manager.Start(); err != nil {
+		return err
+	}
+	return await(ctx, p.Manager, "http://"+ports[0]+"/readyz")
+}
+
+func (p *Playground) startSidecars(ctx context.Context, o Options) error {
+	labels := filepath.Join(o.Dir, "labels")
+	if err := os.WriteFile(labels, []byte("app=\"checkout\"\n"), 0o600); err != nil {
+		return fmt.Errorf("writing the pod's labels: %w", err)
+	}
+	for i := range o.Sidecars {
+		ports, err := freePorts(ctx, 2)
+		if err != nil {
+			return err
+		}
+		name := fmt.Sprintf("checkout-%d", i)
+		s := &Sidecar{URL: "http://" + ports[0], Admin: "http://" + ports[1]}
+		s.Process = newProcess(o.Dir, name, filepath.Join(o.Binaries, "weir-sidecar"), []string{
+			"--listen", "http=" + ports[0], "--upstream", "http=http://" + p.app.Addr, "--admin-listen", ports[1],
+			"--namespace", Namespace, "--pod-labels-file", labels, "--state-dir", o.Dir + "/" + name, "--drain-delay", "0s",
+			"--redis", p.Redis.URL(), "--instance", instance,
+		}, []string{"POD_NAME=" + name, "POD_UID=" + name})
+		if err := os.MkdirAll(o.Dir+"/"+name, 0o700); err != nil {
+			return fmt.Errorf("making the sidecar's state folder: %w", err)
+		}
+		p.Sidecars = append(p.Sidecars, s)
+		if err := s.Start(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Start starts the sidecar and waits until it is ready.
+func (s *Sidecar) Start(ctx context.Context) error {
+	if err := s.Process.Start(); err != nil {
+		return err
+	}
+	return await(ctx, s.Process, s.Admin+"/readyz")
+}
+
+// await waits until a process of ours answers 200.
+func await(ctx context.Context, p *Process, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		if ok(ctx, url) {
+			return nil
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("it ended at once; its log is %s", p.Log)
+		case <-ctx.Done():
+			return fmt.Errorf("%s did not answer; its log is %s", url, p.Log)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func ok(ctx context.Context, url string) bool {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false
+	}
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return false
+	}
+	_, _ = io.Copy(io.Discard, response.Body)
+	_ = response.Body.Close()
+	return response.StatusCode == http.StatusOK
+}
+
+// freePorts gives addresses on loopback that nobody listens on now.
+func freePorts(ctx context.Context, n int) ([]string, error) {
+	addresses := make([]string, n)
+	for i := range addresses {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("finding a port: %w", err)
+		}
+		defer func() { _ = l.Close() }()
+		addresses[i] = l.Addr().String()
+	}
+	return addresses, nil
+}
+
+// Policy gives a policy of the example application's namespace as it is now.
+func (p *Playground) Policy(ctx context.Context, name string) (*v1alpha1.RateLimitPolicy, error) {
+	out, err := p.Kubectl(ctx, "get", "--namespace", Namespace, "ratelimitpolicies.ratelimit.weir.dev", name, "--output", "json")
+	if err != nil {
+		return nil, err
+	}
+	var policy v1alpha1.RateLimitPolicy
+	if err := json.Unmarshal([]byte(out), &policy); err != nil {
+		return nil, fmt.Errorf("reading policy %s: %w", name, err)
+	}
+	return &policy, nil
+}
+
+// AwaitPolicy gives a policy as soon as it is as wanted. If that takes too long the error says how it is.
+func (p *Playground) AwaitPolicy(ctx context.Context, name string, patience time.Duration, wanted func(*v1alpha1.RateLimitPolicy) bool) (*v1alpha1.RateLimitPolicy, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		policy, err := p.Policy(ctx, name)
+		if err == nil && wanted(policy) {
+			return policy, nil
+		}
+		select {
+		case <-ctx.Done():
+			out, _ := p.Kubectl(context.WithoutCancel(ctx), "get", "--namespace", Namespace, "ratelimitpolicies.ratelimit.weir.dev", name, "--output", "yaml")
+			return nil, fmt.Errorf("policy %s is not as wanted after %s:\n%s", name, patience, out)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// IsReady says whether a policy's present generation is enforced by so many sidecars.
+func IsReady(p *v1alpha1.RateLimitPolicy, enforcers int) bool {
+	return p.Status.ObservedGeneration == p.Generation &&
+		meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady) &&
+		p.Status.Enforcers != nil && p.Status.Enforcers.Current == int32(enforcers) //nolint:gosec // A handful.
+}
