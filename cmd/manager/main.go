@@ -64,6 +64,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	logger := newLogger(stderr, o.logLevel)
 	ctrl.SetLogger(logger)
 	klog.SetLogger(logger.WithName("client-go"))
+	redisclient.LogTo(logger)
 	logger.Info("starting", "version", version)
 
 	kube, err := config.GetConfig()

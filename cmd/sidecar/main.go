@@ -18,6 +18,8 @@ import (
 	"github.com/go-logr/zapr"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/weir-dev/weir/internal/redisclient"
 )
 
 // version is set by the linker.
@@ -46,6 +48,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		return err
 	}
 	log := newLogger(stderr, o.logLevel)
+	redisclient.LogTo(log)
 	log.Info("starting", "version", version)
 	s, err := newSidecar(o, log)
 	if err != nil {

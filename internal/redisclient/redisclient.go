@@ -5,12 +5,14 @@ package redisclient
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
@@ -77,6 +79,17 @@ func openSentinel(address string) (redis.UniversalClient, error) {
 	o.WriteTimeout = cmp.Or(o.WriteTimeout, ioTimeout)
 	o.DisableIdentity = true
 	return redis.NewFailoverClient(o), nil
+}
+
+// LogTo has the client library write its own log to log, for debugging only: what matters of it comes back
+// as errors. It is for the whole process, and to be called before anything is opened.
+func LogTo(log logr.Logger) { redis.SetLogger(debugLog{log.V(1)}) }
+
+type debugLog struct{ logr.Logger }
+
+// Printf is what the library calls.
+func (l debugLog) Printf(_ context.Context, format string, args ...any) {
+	l.Info("go-redis", "said", fmt.Sprintf(format, args...))
 }
 
 // withoutURL leaves the URL out of an error, as it may hold a password.
