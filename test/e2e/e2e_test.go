@@ -37,7 +37,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	ctx := context.Background()
+	ctx := context.Background() //nolint:forbidigo // No test runs yet.
 	build := exec.CommandContext(ctx, "go", "build", "-o", dir, "../../cmd/manager", "../../cmd/sidecar")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building the binaries: %v\n%s", err, out)

@@ -305,5 +305,5 @@ func (p *Playground) AwaitPolicy(ctx context.Context, name string, patience time
 func IsReady(p *v1alpha1.RateLimitPolicy, enforcers int) bool {
 	return p.Status.ObservedGeneration == p.Generation &&
 		meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady) &&
-		p.Status.Enforcers != nil && p.Status.Enforcers.Current == int32(enforcers) //nolint:gosec // A handful.
+		p.Status.Enforcers != nil && p.Status.Enforcers.Current == int32(enforcers)
 }
