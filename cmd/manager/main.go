@@ -139,20 +139,12 @@ func newManager(kube *rest.Config, o options, logger logr.Logger) (ctrl.Manager,
 
 // addControllers wires policies to the config store, and reports to status.
 func addControllers(mgr ctrl.Manager, o options, instance string) error {
-	counters, err := redisclient.Open(o.redis)
-	if err != nil {
-		return fmt.Errorf("--redis: %w", err)
-	}
-	configs, err := redisclient.Open(o.configRedisOrRedis())
-	if err != nil {
-		return fmt.Errorf("--config-redis: %w", err)
-	}
 	board := controller.NewBoard()
-	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(configs, instance, mgr.GetLogger().WithName("configstore")), board)
+	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(o.configs, instance, mgr.GetLogger().WithName("configstore")), board)
 	if err := snapshots.SetupWithManager(mgr); err != nil {
 		return err
 	}
-	if err := mgr.Add(controller.NewObserver(mgr.GetClient(), usage.NewReader(counters, instance), board)); err != nil {
+	if err := mgr.Add(controller.NewObserver(mgr.GetClient(), usage.NewReader(o.counters, instance), board)); err != nil {
 		return fmt.Errorf("adding the observer: %w", err)
 	}
 	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, mgr.GetEventRecorder("weir-manager"))

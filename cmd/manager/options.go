@@ -3,17 +3,21 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap/zapcore"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/config"
+
+	"github.com/weir-dev/weir/internal/redisclient"
 )
 
 // options are the manager's flags.
@@ -25,6 +29,9 @@ type options struct {
 	metricsAddress          string
 	probeAddress            string
 	logLevel                zapcore.Level
+
+	// counters and configs are clients of redis and configRedis. They connect with their first command.
+	counters, configs redis.UniversalClient
 }
 
 // usageError is a fault in the arguments.
@@ -56,14 +63,14 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if o.redis == "" {
 		return o, usageError{errors.New("--redis is required: the URL of the Redis to publish to, like redis://weir-redis:6379")}
 	}
-	return o, nil
-}
-
-func (o options) configRedisOrRedis() string {
-	if o.configRedis != "" {
-		return o.configRedis
+	var err error
+	if o.counters, err = redisclient.Open(o.redis); err != nil {
+		return o, usageError{fmt.Errorf("--redis: %w", err)}
 	}
-	return o.redis
+	if o.configs, err = redisclient.Open(cmp.Or(o.configRedis, o.redis)); err != nil {
+		return o, usageError{fmt.Errorf("--config-redis: %w", err)}
+	}
+	return o, nil
 }
 
 // instanceOf gives the name of this installation: the flag's, or one that is the cluster's own.

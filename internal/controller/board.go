@@ -10,7 +10,6 @@ import (
 
 	"github.com/weir-dev/weir/api/v1alpha1"
 	"github.com/weir-dev/weir/internal/configstore"
-	"github.com/weir-dev/weir/internal/usage"
 )
 
 // notice is what came of one policy the last time that its namespace was looked at.
@@ -34,8 +33,8 @@ type Board struct {
 
 	mu      sync.Mutex
 	notices map[string]map[string]notice // by namespace and name of the policy
-	reports map[string][]usage.Observed  // by namespace
-	digests map[string]string            // of reports
+	seen    map[string]observed          // by namespace
+	digests map[string]string            // of what was seen
 	readErr error
 }
 
@@ -51,7 +50,11 @@ var errNotRead = errors.New("the enforcers' reports have not been read yet")
 func (b *Board) post(namespace string, notices map[string]notice) {
 	b.mu.Lock()
 	old := b.notices[namespace]
-	b.notices[namespace] = notices
+	if len(notices) > 0 {
+		b.notices[namespace] = notices
+	} else {
+		delete(b.notices, namespace)
+	}
 	b.mu.Unlock()
 	for name, n := range notices {
 		if was, ok := old[name]; !ok || !was.tellsTheSameAs(n) {
@@ -69,39 +72,51 @@ func (b *Board) notice(p *v1alpha1.RateLimitPolicy) (notice, bool) {
 	return n, ok && n.generation == p.Generation
 }
 
-// report replaces what the enforcers of these namespaces report. An error means that it could not be read.
-func (b *Board) report(reports map[string][]usage.Observed, err error) {
-	b.mu.Lock()
-	toldBefore, digests := b.readErr == nil, map[string]string{}
-	if err == nil {
-		for namespace, r := range reports {
-			digests[namespace] = digest(r)
-		}
-		b.reports = reports
-	} else {
-		digests = b.digests
+// observe replaces what the enforcers report, by namespace.
+func (b *Board) observe(seen map[string]observed) {
+	digests := make(map[string]string, len(seen))
+	for namespace, o := range seen {
+		digests[namespace] = o.digest()
 	}
-	var wake []types.NamespacedName
+	b.mu.Lock()
+	blind, old := b.readErr != nil, b.digests
+	b.seen, b.digests, b.readErr = seen, digests, nil
+	b.mu.Unlock()
+	b.wake(func(namespace string) bool { return blind || digests[namespace] != old[namespace] })
+}
+
+// cannotObserve says why nothing is known of the enforcers at present.
+func (b *Board) cannotObserve(err error) {
+	b.mu.Lock()
+	blind := b.readErr != nil
+	b.readErr = err
+	b.mu.Unlock()
+	b.wake(func(string) bool { return !blind })
+}
+
+// wake wakes the writer of status for all policies of some namespaces.
+func (b *Board) wake(in func(namespace string) bool) {
+	var names []types.NamespacedName
+	b.mu.Lock()
 	for namespace, notices := range b.notices {
-		if toldBefore == (err == nil) && digests[namespace] == b.digests[namespace] {
+		if !in(namespace) {
 			continue
 		}
 		for name := range notices {
-			wake = append(wake, types.NamespacedName{Namespace: namespace, Name: name})
+			names = append(names, types.NamespacedName{Namespace: namespace, Name: name})
 		}
 	}
-	b.digests, b.readErr = digests, err
 	b.mu.Unlock()
-	for _, name := range wake {
+	for _, name := range names {
 		b.changed.enqueue(name)
 	}
 }
 
-// enforcersIn gives what the enforcers of a namespace report.
-func (b *Board) enforcersIn(namespace string) ([]usage.Observed, error) {
+// observedIn gives what the enforcers of a namespace report, or why that isn't known.
+func (b *Board) observedIn(namespace string) (observed, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.reports[namespace], b.readErr
+	return b.seen[namespace], b.readErr
 }
 
 // tellsTheSameAs says whether two notices make the same status.

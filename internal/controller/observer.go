@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
+	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/usage"
 )
 
@@ -61,8 +62,16 @@ func (o *Observer) observe(ctx context.Context) error {
 		return err
 	}
 	reports, err := o.reports.Read(ctx, namespaces...)
-	o.board.report(reports, err)
-	return err
+	if err != nil {
+		o.board.cannotObserve(err)
+		return err
+	}
+	seen := make(map[string]observed, len(reports))
+	for namespace, r := range reports {
+		seen[namespace] = observe(r)
+	}
+	o.board.observe(seen)
+	return nil
 }
 
 // namespaces gives those that have policies.
@@ -79,11 +88,29 @@ func (o *Observer) namespaces(ctx context.Context) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// digest changes when reports would make another status.
-func digest(reports []usage.Observed) string {
-	lines := make([]string, 0, len(reports))
-	for _, r := range reports {
-		lines = append(lines, fmt.Sprint(r.Enforcer, r.Labels, r.Revision, r.Age > silence, r.Age > forgotten, r.Degraded, r.Limits))
+// observed is what the enforcers of one namespace report.
+type observed struct {
+	enforcers []usage.Observed
+	// totals are the counts of all of them, rounded as a status tells them.
+	totals map[limiter.LimitID]usage.Counts
+}
+
+func observe(reports []usage.Observed) observed {
+	o := observed{enforcers: reports, totals: usage.Totals(reports)}
+	for id, total := range o.totals {
+		o.totals[id] = total.Rounded()
+	}
+	return o
+}
+
+// digest changes when another status is to be told.
+func (o observed) digest() string {
+	lines := make([]string, 0, len(o.enforcers)+len(o.totals))
+	for _, e := range o.enforcers {
+		lines = append(lines, fmt.Sprint(e.Enforcer, e.Revision, e.Age > silence, e.Age > forgotten, e.Degraded))
+	}
+	for id, total := range o.totals {
+		lines = append(lines, fmt.Sprint(id, total))
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")

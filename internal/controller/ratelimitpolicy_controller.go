@@ -60,9 +60,9 @@ func (r *RateLimitPolicyReconciler) Reconcile(ctx context.Context, p *v1alpha1.R
 	if !ok || !p.DeletionTimestamp.IsZero() {
 		return ctrl.Result{}, nil // The board says when there is something to tell.
 	}
-	enforcers, err := r.board.enforcersIn(p.Namespace)
+	seen, err := r.board.observedIn(p.Namespace)
 	before := p.Status.DeepCopy()
-	p.Status = statusOf(p, n, enforcers, err)
+	p.Status = statusOf(p, n, seen, err)
 	if equality.Semantic.DeepEqual(*before, p.Status) {
 		return ctrl.Result{}, nil
 	}

@@ -29,7 +29,7 @@ const forgotten = time.Minute
 
 // statusOf is the whole status of a policy: what came of its spec, and what the enforcers of its namespace
 // report, or why that can't be read. Only the times of transition come from its present status.
-func statusOf(p *v1alpha1.RateLimitPolicy, n notice, reports []usage.Observed, readErr error) v1alpha1.RateLimitPolicyStatus {
+func statusOf(p *v1alpha1.RateLimitPolicy, n notice, seen observed, readErr error) v1alpha1.RateLimitPolicyStatus {
 	s := v1alpha1.RateLimitPolicyStatus{
 		ObservedGeneration: n.generation,
 		Target:             policy.Target(p),
@@ -39,8 +39,8 @@ func statusOf(p *v1alpha1.RateLimitPolicy, n notice, reports []usage.Observed, r
 	enforcers := tally{}
 	if n.published != nil {
 		s.Revision = n.published.Since.Number
-		enforcers = count(n, reports)
-		s.Limits = limitsOf(p, n.published, reports)
+		enforcers = count(n, seen.enforcers)
+		s.Limits = limitsOf(p, n.published, seen.totals)
 	}
 	if readErr != nil {
 		// What could not be read is not known to have changed.
@@ -196,17 +196,17 @@ func conditionsOfTarget(targets []v1alpha1.TargetStatus, ref v1alpha1.TargetRef)
 	return nil
 }
 
-// limitsOf sums up what the enforcers report of each limit that is published.
-func limitsOf(p *v1alpha1.RateLimitPolicy, published *configstore.Policy, reports []usage.Observed) []v1alpha1.LimitStatus {
+// limitsOf gives the usage of each limit that is published.
+func limitsOf(p *v1alpha1.RateLimitPolicy, published *configstore.Policy, totals map[limiter.LimitID]usage.Counts) []v1alpha1.LimitStatus {
 	statuses := make([]v1alpha1.LimitStatus, 0, len(published.Limits))
 	for _, l := range published.Limits {
-		sum := usage.Sum(reports, limiter.LimitID{Namespace: p.Namespace, Policy: p.Name, Limit: l.Name})
+		total := totals[limiter.LimitID{Namespace: p.Namespace, Policy: p.Name, Limit: l.Name}]
 		statuses = append(statuses, v1alpha1.LimitStatus{
 			Name:            v1alpha1.Name(l.Name),
-			Allowed:         usage.Round(sum.Allowed),
-			Denied:          usage.Round(sum.Denied),
-			ShadowDenied:    usage.Round(sum.ShadowDenied),
-			FailedOpen:      usage.Round(sum.FailedOpen),
+			Allowed:         total.Allowed,
+			Denied:          total.Denied,
+			ShadowDenied:    total.ShadowDenied,
+			FailedOpen:      total.FailedOpen,
 			CurrentRequests: l.Limit.Requests,
 		})
 	}

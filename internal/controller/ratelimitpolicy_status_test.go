@@ -145,7 +145,7 @@ func TestStatus(t *testing.T) {
 				p = test.policy
 			}
 			p = p.DeepCopy()
-			p.Status = statusOf(p, test.notice, test.reports, test.readErr)
+			p.Status = statusOf(p, test.notice, observe(test.reports), test.readErr)
 			var got []said
 			for _, c := range p.Status.Conditions {
 				got = append(got, said{c.Type, string(c.Status), c.Reason})
@@ -178,7 +178,7 @@ func TestTheTimeOfATransitionIsKept(t *testing.T) {
 	long := metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
 	p := aPolicy(1, 10)
 	p.Status.Conditions = []metav1.Condition{{Type: "Accepted", Status: "True", Reason: "Accepted", LastTransitionTime: long}}
-	s := statusOf(p, notice{generation: 1}, nil, nil)
+	s := statusOf(p, notice{generation: 1}, observed{}, nil)
 	for _, c := range s.Conditions {
 		if kept := c.LastTransitionTime.Equal(&long); kept != (c.Type == "Accepted") {
 			t.Errorf("condition %s has turned at %s", c.Type, c.LastTransitionTime)

@@ -77,22 +77,30 @@ func (c Counts) plus(n int64, o Counts) Counts {
 	}
 }
 
-// Sum adds up what several sidecars report of one limit.
-func Sum(reports []Observed, id limiter.LimitID) Counts {
-	var sum Counts
+// Totals adds up what several sidecars report of each limit.
+func Totals(reports []Observed) map[limiter.LimitID]Counts {
+	totals := map[limiter.LimitID]Counts{}
 	for _, r := range reports {
 		for _, l := range r.Limits {
-			if l.id() == id {
-				sum = sum.plus(1, l.Counts)
-			}
+			totals[l.id()] = totals[l.id()].plus(1, l.Counts)
 		}
 	}
-	return sum
+	return totals
 }
 
-// Round rounds to two significant digits, halves up: 18432 becomes 18000, and 99 stays as it is. What is
-// rounded changes seldom, so that steady traffic writes no status.
-func Round(n int64) int64 {
+// Rounded gives the counts to two significant digits, halves up: 18432 becomes 18000, and 99 stays as it
+// is. What is rounded changes seldom, so that steady traffic writes no status.
+func (c Counts) Rounded() Counts {
+	return Counts{
+		Allowed:      round(c.Allowed),
+		Denied:       round(c.Denied),
+		ShadowDenied: round(c.ShadowDenied),
+		FailedOpen:   round(c.FailedOpen),
+		FailedClosed: round(c.FailedClosed),
+	}
+}
+
+func round(n int64) int64 {
 	unit := int64(1)
 	for n/unit >= 100 {
 		unit *= 10

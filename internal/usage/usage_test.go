@@ -222,23 +222,24 @@ func want(t *testing.T, lines <-chan string, message string) {
 	}
 }
 
-func TestSum(t *testing.T) {
+func TestTotals(t *testing.T) {
 	t.Run("all reports of one limit are added up", func(t *testing.T) {
 		reports := []usage.Observed{{Report: report("one")}, {Report: report("two")}, {}}
-		got := usage.Sum(reports, limiter.LimitID{Namespace: "shop", Policy: "p", Limit: "a"})
+		id := limiter.LimitID{Namespace: "shop", Policy: "p", Limit: "a"}
 		want := usage.Counts{Allowed: 2, Denied: 4, ShadowDenied: 6, FailedOpen: 8, FailedClosed: 10}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("sum (-want +got):\n%s", diff)
+		if diff := cmp.Diff(want, usage.Totals(reports)[id]); diff != "" {
+			t.Errorf("total (-want +got):\n%s", diff)
 		}
 	})
 }
 
-func TestRound(t *testing.T) {
+func TestRounded(t *testing.T) {
 	for n, want := range map[int64]int64{
 		0: 0, 1: 1, 99: 99, 100: 100, 104: 100, 105: 110, 999: 1000, 1249: 1200, 1250: 1300, 18432: 18000, 99499: 99000, 99500: 100000,
 	} {
-		if got := usage.Round(n); got != want {
-			t.Errorf("Round(%d) = %d, want %d", n, got, want)
+		got := usage.Counts{Allowed: n, Denied: n, ShadowDenied: n, FailedOpen: n, FailedClosed: n}.Rounded()
+		if diff := cmp.Diff(usage.Counts{Allowed: want, Denied: want, ShadowDenied: want, FailedOpen: want, FailedClosed: want}, got); diff != "" {
+			t.Errorf("%d rounded (-want +got):\n%s", n, diff)
 		}
 	}
 }

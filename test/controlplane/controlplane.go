@@ -26,6 +26,8 @@ type ControlPlane struct {
 	Kubeconfig []byte
 	// Kubectl is the path of a kubectl.
 	Kubectl string
+	// Root is the folder of our repository.
+	Root string
 
 	env *envtest.Environment
 }
@@ -52,7 +54,7 @@ func Start() (*ControlPlane, error) {
 		// What did start must not be left behind.
 		return nil, errors.Join(fmt.Errorf("starting the control plane of %s: %w", assets, err), env.Stop())
 	}
-	return &ControlPlane{Config: cfg, Kubeconfig: env.KubeConfig, Kubectl: kubectl(assets), env: env}, nil
+	return &ControlPlane{Config: cfg, Kubeconfig: env.KubeConfig, Kubectl: kubectl(assets), Root: root, env: env}, nil
 }
 
 // Stop ends the control plane with all that it holds.

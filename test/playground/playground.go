@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
 	"github.com/weir-dev/weir/internal/redistest"
@@ -172,20 +173,44 @@ func (p *Playground) startApplication(ctx context.Context, _ Options) error {
 	return nil
 }
 
+// startManager installs Weir as kustomize would, and runs the manager with the rights that this gives it. Of
+// the Deployment nothing comes: there is no kubelet.
 func (p *Playground) startManager(ctx context.Context, o Options) error {
+	if _, err := p.Kubectl(ctx, "apply", "--kustomize", filepath.Join(p.ControlPlane.Root, "config", "default")); err != nil {
+		return err
+	}
+	kubeconfig := filepath.Join(o.Dir, "manager.kubeconfig")
+	if err := impersonate(p.Kubeconfig, "system:serviceaccount:weir-system:weir-manager", kubeconfig); err != nil {
+		return err
+	}
 	ports, err := freePorts(ctx, 1)
 	if err != nil {
 		return err
 	}
 	p.Manager = newProcess(o.Dir, "manager", filepath.Join(o.Binaries, "weir-manager"), []string{
-		"--kubeconfig", p.Kubeconfig, "--redis", p.Redis.URL(), "--instance", instance,
-		"--leader-elect", "--leader-election-namespace", "default",
+		"--kubeconfig", kubeconfig, "--redis", p.Redis.URL(), "--instance", instance,
+		"--leader-elect", "--leader-election-namespace", "weir-system",
 		"--metrics-bind-address", "0", "--health-probe-bind-address", ports[0],
 	}, nil)
 	if err := p.Manager.Start(); err != nil {
 		return err
 	}
 	return await(ctx, p.Manager, "http://"+ports[0]+"/readyz")
+}
+
+// impersonate writes a kubeconfig that is another's, but for the user that it acts as.
+func impersonate(kubeconfig, user, path string) error {
+	c, err := clientcmd.LoadFromFile(kubeconfig)
+	if err != nil {
+		return fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	for _, a := range c.AuthInfos {
+		a.Impersonate = user
+	}
+	if err := clientcmd.WriteToFile(*c, path); err != nil {
+		return fmt.Errorf("writing the manager's kubeconfig: %w", err)
+	}
+	return nil
 }
 
 func (p *Playground) startSidecars(ctx context.Context, o Options) error {
