@@ -8,8 +8,11 @@ MAKEFLAGS += --no-print-directory
 VERSION ?= $(shell git -c safe.directory="*" describe --tags --always --dirty 2>/dev/null || echo unknown)
 MODULES := . hack/tools/controlplane hack/tools/generate hack/tools/helm hack/tools/lint
 
+# One set of flags for all, so that the demo and the tests find in the compiler's cache what the builds left.
 # The version is stamped by us, and git may not trust the folder that CI cloned into.
-export GOFLAGS := -buildvcs=false
+export GOFLAGS := -trimpath -buildvcs=false
+export CGO_ENABLED := 0
+LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .PHONY: help
 help: ## Show this help
@@ -39,8 +42,8 @@ DEMO = @assets=$$(hack/control-plane.sh); redis=$$(hack/redis.sh); \
 
 .PHONY: build
 build: ## Build bin/weir-manager and bin/weir-sidecar
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/weir-manager ./cmd/manager
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/weir-sidecar ./cmd/sidecar
+	go build -ldflags "$(LDFLAGS)" -o bin/weir-manager ./cmd/manager
+	go build -ldflags "$(LDFLAGS)" -o bin/weir-sidecar ./cmd/sidecar
 
 .PHONY: generate
 generate: ## Generate the deep copies of the API types
@@ -68,6 +71,8 @@ clean: ## Remove what was built; the tools in the user's cache folder stay
 test: test-unit test-e2e ## Run every test
 
 .PHONY: test-unit
+# The race detector is in C.
+test-unit: export CGO_ENABLED := 1
 test-unit: ## Run unit and conformance tests, and those against a real API server
 	$(call TEST,unit,-race $$(go list ./... | grep -v /test/e2e))
 

@@ -67,6 +67,10 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	redisclient.LogTo(logger)
 	logger.Info("starting", "version", version)
 
+	redis, err := o.open()
+	if err != nil {
+		return err
+	}
 	kube, err := config.GetConfig()
 	if err != nil {
 		return fmt.Errorf("finding the Kubernetes API: %w", err)
@@ -79,7 +83,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := addControllers(mgr, o, instance); err != nil {
+	if err := addControllers(mgr, redis, instance); err != nil {
 		return err
 	}
 	logger.Info("configured", "instance", instance)
@@ -138,13 +142,13 @@ func newManager(kube *rest.Config, o options, logger logr.Logger) (ctrl.Manager,
 }
 
 // addControllers wires policies to the config store, and reports to status.
-func addControllers(mgr ctrl.Manager, o options, instance string) error {
+func addControllers(mgr ctrl.Manager, redis stores, instance string) error {
 	board := controller.NewBoard()
-	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(o.configs, instance, mgr.GetLogger().WithName("configstore")), board)
+	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(redis.configs, instance, mgr.GetLogger().WithName("configstore")), board)
 	if err := snapshots.SetupWithManager(mgr); err != nil {
 		return err
 	}
-	if err := mgr.Add(controller.NewObserver(mgr.GetClient(), usage.NewReader(o.counters, instance), board)); err != nil {
+	if err := mgr.Add(controller.NewObserver(mgr.GetClient(), usage.NewReader(redis.counters, instance), board)); err != nil {
 		return fmt.Errorf("adding the observer: %w", err)
 	}
 	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, mgr.GetEventRecorder("weir-manager"))

@@ -29,9 +29,6 @@ type options struct {
 	metricsAddress          string
 	probeAddress            string
 	logLevel                zapcore.Level
-
-	// counters and configs are clients of redis and configRedis. They connect with their first command.
-	counters, configs redis.UniversalClient
 }
 
 // usageError is a fault in the arguments.
@@ -63,14 +60,24 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if o.redis == "" {
 		return o, usageError{errors.New("--redis is required: the URL of the Redis to publish to, like redis://weir-redis:6379")}
 	}
-	var err error
-	if o.counters, err = redisclient.Open(o.redis); err != nil {
-		return o, usageError{fmt.Errorf("--redis: %w", err)}
-	}
-	if o.configs, err = redisclient.Open(cmp.Or(o.configRedis, o.redis)); err != nil {
-		return o, usageError{fmt.Errorf("--config-redis: %w", err)}
-	}
 	return o, nil
+}
+
+// stores are the Redis servers that the flags name. Their clients connect with the first command.
+type stores struct {
+	counters, configs redis.UniversalClient
+}
+
+func (o options) open() (stores, error) {
+	counters, err := redisclient.Open(o.redis)
+	if err != nil {
+		return stores{}, usageError{fmt.Errorf("--redis: %w", err)}
+	}
+	configs, err := redisclient.Open(cmp.Or(o.configRedis, o.redis))
+	if err != nil {
+		return stores{}, usageError{fmt.Errorf("--config-redis: %w", err)}
+	}
+	return stores{counters: counters, configs: configs}, nil
 }
 
 // instanceOf gives the name of this installation: the flag's, or one that is the cluster's own.
