@@ -21,7 +21,8 @@ const (
 	ConditionReady = "Ready"
 	// ConditionStalled is True when only an edit by the user can help.
 	ConditionStalled = "Stalled"
-	// ConditionReconciling is True while the manager, or an enforcer, is still catching up.
+	// ConditionReconciling is True while the manager, or an enforcer, is still catching up, or waits for a
+	// target to exist.
 	ConditionReconciling = "Reconciling"
 )
 
@@ -34,7 +35,7 @@ const (
 	// ReasonUnsupported goes with Accepted=False: a field is not implemented by this release.
 	ReasonUnsupported = "Unsupported"
 	// ReasonTargetNotFound goes with Accepted=False: a targetRef names an object, or a port of one,
-	// that does not exist.
+	// that does not exist. The policy comes into force as soon as it does.
 	ReasonTargetNotFound = "TargetNotFound"
 
 	// ReasonProgrammed goes with Programmed=True.
@@ -67,6 +68,6 @@ const (
 	// onStoreFailure decided in their stead.
 	ReasonDegraded = "Degraded"
 
-	// ReasonReady goes with Ready=True.
+	// ReasonReady goes with Ready=True. So do NoEnforcers and Disabled, when there is nothing to enforce.
 	ReasonReady = "Ready"
 )

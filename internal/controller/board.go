@@ -20,6 +20,8 @@ type notice struct {
 	refusal error
 	// published is what the store is known to hold of it; nil is nothing.
 	published *configstore.Policy
+	// summary of the limits that are to be enforced; empty when none are.
+	summary string
 	// err is why the store could not be brought up to date.
 	err error
 }
@@ -123,6 +125,7 @@ func (b *Board) observedIn(namespace string) (observed, error) {
 func (n notice) tellsTheSameAs(o notice) bool {
 	return n.generation == o.generation &&
 		text(n.refusal) == text(o.refusal) &&
+		n.summary == o.summary &&
 		(n.err == nil) == (o.err == nil) &&
 		since(n.published) == since(o.published)
 }

@@ -23,6 +23,8 @@ type decision struct {
 	newlyAccepted bool
 	// limits are to be enforced; nil is none.
 	limits *match.Policy
+	// summary of the limits, as far as it is known.
+	summary string
 }
 
 // decisions are those of one namespace, by name.
@@ -37,13 +39,14 @@ func judge(p *v1alpha1.RateLimitPolicy, last *lastAccepted, published *configsto
 	d := decision{name: p.Name, generation: p.Generation}
 	limits, err := policy.Compile(p, workloads)
 	if err == nil {
-		d.limits = &limits
+		d.limits, d.summary = &limits, policy.Summary(p)
 		d.newlyAccepted = last == nil || last.generation != p.Generation
 		return d
 	}
 	d.refusal = err
 	if last != nil {
-		d.limits = stillEnforceable(p, last, workloads)
+		accepted := last.of(p)
+		d.limits, d.summary = stillEnforceable(accepted, workloads), policy.Summary(accepted)
 	}
 	if d.limits == nil && published != nil {
 		d.limits = &published.Policy
@@ -51,9 +54,9 @@ func judge(p *v1alpha1.RateLimitPolicy, last *lastAccepted, published *configsto
 	return d
 }
 
-// stillEnforceable compiles the last accepted spec of a policy. It is nil when this release can't.
-func stillEnforceable(p *v1alpha1.RateLimitPolicy, last *lastAccepted, workloads policy.Workloads) *match.Policy {
-	limits, err := policy.Compile(last.of(p), workloads)
+// stillEnforceable compiles a policy that was accepted. It is nil when this release can't.
+func stillEnforceable(accepted *v1alpha1.RateLimitPolicy, workloads policy.Workloads) *match.Policy {
+	limits, err := policy.Compile(accepted, workloads)
 	var refusal *policy.Refusal
 	if err == nil || errors.As(err, &refusal) && refusal.Reason == v1alpha1.ReasonTargetNotFound {
 		return &limits
@@ -98,6 +101,7 @@ func (ds decisions) notices(held configstore.Snapshot, err error) map[string]not
 			generation: d.generation,
 			refusal:    d.refusal,
 			published:  find(held.Policies, d.name),
+			summary:    d.summary,
 			err:        err,
 		}
 	}

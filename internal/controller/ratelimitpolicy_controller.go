@@ -97,16 +97,17 @@ func (r *RateLimitPolicyReconciler) apply(ctx context.Context, p *v1alpha1.RateL
 
 // news are the turns of a condition that are worth an event, whose note is the condition's message.
 var news = map[[2]string]struct{ eventType, action string }{
-	{v1alpha1.ConditionAccepted, v1alpha1.ReasonInvalid}:         {corev1.EventTypeWarning, "Accept"},
-	{v1alpha1.ConditionAccepted, v1alpha1.ReasonUnsupported}:     {corev1.EventTypeWarning, "Accept"},
-	{v1alpha1.ConditionAccepted, v1alpha1.ReasonTargetNotFound}:  {corev1.EventTypeWarning, "Accept"},
-	{v1alpha1.ConditionProgrammed, v1alpha1.ReasonProgrammed}:    {corev1.EventTypeNormal, "Publish"},
-	{v1alpha1.ConditionProgrammed, v1alpha1.ReasonPublishFailed}: {corev1.EventTypeWarning, "Publish"},
-	{v1alpha1.ConditionEnforced, v1alpha1.ReasonEnforced}:        {corev1.EventTypeNormal, "Enforce"},
-	{v1alpha1.ConditionEnforced, v1alpha1.ReasonNotReporting}:    {corev1.EventTypeWarning, "Enforce"},
-	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonUnreachable}:   {corev1.EventTypeWarning, "Count"},
-	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonDegraded}:      {corev1.EventTypeWarning, "Count"},
-	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonReachable}:     {corev1.EventTypeNormal, "Count"},
+	{v1alpha1.ConditionAccepted, v1alpha1.ReasonInvalid}:            {corev1.EventTypeWarning, "Accept"},
+	{v1alpha1.ConditionAccepted, v1alpha1.ReasonUnsupported}:        {corev1.EventTypeWarning, "Accept"},
+	{v1alpha1.ConditionAccepted, v1alpha1.ReasonTargetNotFound}:     {corev1.EventTypeWarning, "Accept"},
+	{v1alpha1.ConditionProgrammed, v1alpha1.ReasonProgrammed}:       {corev1.EventTypeNormal, "Publish"},
+	{v1alpha1.ConditionProgrammed, v1alpha1.ReasonLastAcceptedKept}: {corev1.EventTypeWarning, "Publish"},
+	{v1alpha1.ConditionProgrammed, v1alpha1.ReasonPublishFailed}:    {corev1.EventTypeWarning, "Publish"},
+	{v1alpha1.ConditionEnforced, v1alpha1.ReasonEnforced}:           {corev1.EventTypeNormal, "Enforce"},
+	{v1alpha1.ConditionEnforced, v1alpha1.ReasonNotReporting}:       {corev1.EventTypeWarning, "Enforce"},
+	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonUnreachable}:      {corev1.EventTypeWarning, "Count"},
+	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonDegraded}:         {corev1.EventTypeWarning, "Count"},
+	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonReachable}:        {corev1.EventTypeNormal, "Count"},
 }
 
 // tell emits an event for each condition that has turned since before.

@@ -33,7 +33,7 @@ func statusOf(p *v1alpha1.RateLimitPolicy, n notice, seen observed, readErr erro
 	s := v1alpha1.RateLimitPolicyStatus{
 		ObservedGeneration: n.generation,
 		Target:             policy.Target(p),
-		Summary:            policy.Summary(p),
+		Summary:            cmp.Or(n.summary, policy.Summary(p)),
 		Targets:            targetsOf(p, n),
 	}
 	enforcers := tally{}
@@ -119,10 +119,8 @@ func storeReady(n notice, t tally, readErr error) metav1.Condition {
 		return condition(v1alpha1.ConditionStoreReady, metav1.ConditionFalse, reason, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case n.err != nil:
-		return no(v1alpha1.ReasonUnreachable, "The config store can't be reached: the limits that enforcers have stay enforced")
-	case readErr != nil:
-		return no(v1alpha1.ReasonUnreachable, "The store that enforcers report to can't be reached: onStoreFailure decides wherever they can't reach it either")
+	case n.err != nil || readErr != nil:
+		return no(v1alpha1.ReasonUnreachable, "The manager can't reach the store: enforcers keep the limits that they have, and onStoreFailure decides wherever they can't reach it either")
 	case t.degraded > 0:
 		return no(v1alpha1.ReasonDegraded, "%s not reached the counters lately: onStoreFailure decides there", have(t.degraded, "enforcer"))
 	}
@@ -130,27 +128,32 @@ func storeReady(n notice, t tally, readErr error) metav1.Condition {
 }
 
 // ready is the first of the conditions that isn't good. An Enforced that can't be known for want of
-// enforcers, or because nothing is to be enforced, doesn't hold it back.
+// enforcers, or because nothing is to be enforced, doesn't hold it back, but is told.
 func ready(conditions []metav1.Condition) metav1.Condition {
+	good := condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "The limits are enforced as written")
 	for _, c := range conditions {
-		if c.Status == metav1.ConditionTrue || c.Reason == v1alpha1.ReasonNoEnforcers || c.Reason == v1alpha1.ReasonDisabled {
-			continue
+		switch {
+		case c.Status == metav1.ConditionTrue:
+		case c.Reason == v1alpha1.ReasonNoEnforcers || c.Reason == v1alpha1.ReasonDisabled:
+			good.Reason, good.Message = c.Reason, c.Message
+		default:
+			return condition(v1alpha1.ConditionReady, metav1.ConditionFalse, c.Reason, c.Message)
 		}
-		return condition(v1alpha1.ConditionReady, metav1.ConditionFalse, c.Reason, c.Message)
 	}
-	return condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "The limits are enforced as written")
+	return good
 }
 
 // progress gives the helper condition of kstatus that fits: Stalled when only an edit can help, else
-// Reconciling when something is still on its way, else none.
+// Reconciling when something is still on its way, or waited for, else none.
 func progress(conditions []metav1.Condition) []metav1.Condition {
-	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionAccepted); c.Status == metav1.ConditionFalse {
+	c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
+	switch {
+	case c.Status == metav1.ConditionTrue:
+		return nil
+	case c.Reason == v1alpha1.ReasonInvalid || c.Reason == v1alpha1.ReasonUnsupported:
 		return []metav1.Condition{condition(v1alpha1.ConditionStalled, metav1.ConditionTrue, c.Reason, c.Message)}
 	}
-	if c := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady); c.Status == metav1.ConditionFalse {
-		return []metav1.Condition{condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, c.Reason, c.Message)}
-	}
-	return nil
+	return []metav1.Condition{condition(v1alpha1.ConditionReconciling, metav1.ConditionTrue, c.Reason, c.Message)}
 }
 
 // targetsOf tells of each target, when there is more than one.

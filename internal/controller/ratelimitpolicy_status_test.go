@@ -92,7 +92,7 @@ func TestStatus(t *testing.T) {
 		},
 		"no enforcer holds nothing back": {
 			notice:    notice{generation: 2, published: publishedAt(good, 5)},
-			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "Unknown", "NoEnforcers"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "Unknown", "NoEnforcers"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "NoEnforcers"}},
 			enforcers: &v1alpha1.Enforcers{},
 			kstatus:   status.CurrentStatus,
 		},
@@ -100,7 +100,7 @@ func TestStatus(t *testing.T) {
 			policy:    disabled,
 			notice:    notice{generation: 2, published: publishedAt(disabled, 5)},
 			reports:   []usage.Observed{enforcer("a", 5, time.Second)},
-			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "Unknown", "Disabled"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "Unknown", "Disabled"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Disabled"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
 			kstatus:   status.CurrentStatus,
 		},
@@ -117,6 +117,12 @@ func TestStatus(t *testing.T) {
 			want:      []said{{"Accepted", "False", "Unsupported"}, {"Programmed", "False", "LastAcceptedKept"}, {"Enforced", "False", "Pending"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "Unsupported"}, {"Stalled", "True", "Unsupported"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
 			kstatus:   status.FailedStatus,
+		},
+		"a target that isn't there yet is waited for": {
+			notice:    notice{generation: 2, refusal: &policy.Refusal{Reason: v1alpha1.ReasonTargetNotFound}},
+			want:      []said{{"Accepted", "False", "TargetNotFound"}, {"Programmed", "False", "NotAccepted"}, {"Enforced", "False", "Pending"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "TargetNotFound"}, {"Reconciling", "True", "TargetNotFound"}},
+			enforcers: &v1alpha1.Enforcers{},
+			kstatus:   status.InProgressStatus,
 		},
 		"a bad first spec": {
 			notice:    notice{generation: 2, refusal: refusal},
@@ -149,7 +155,7 @@ func TestStatus(t *testing.T) {
 			var got []said
 			for _, c := range p.Status.Conditions {
 				got = append(got, said{c.Type, string(c.Status), c.Reason})
-				if c.ObservedGeneration != 2 || c.Message == "" && c.Reason != v1alpha1.ReasonUnsupported {
+				if c.ObservedGeneration != 2 || c.Message == "" && test.notice.refusal == nil {
 					t.Errorf("condition %+v has no message, or another generation", c)
 				}
 			}
