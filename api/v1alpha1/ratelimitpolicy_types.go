@@ -76,7 +76,8 @@ type RateLimitPolicySpec struct {
 	// +optional
 	Selector *metav1.LabelSelector `json:"selector,omitempty"`
 
-	// enforcement says what becomes of a request over a limit. A limit may override it.
+	// enforcement is Enforce (a request over a limit is refused), Shadow (it is let through and counted as
+	// shadowDenied) or Disabled (nothing is counted). A limit may override it.
 	// +kubebuilder:default=Enforce
 	// +optional
 	Enforcement Enforcement `json:"enforcement,omitempty"`
@@ -92,7 +93,7 @@ type RateLimitPolicySpec struct {
 	Distribution *Distribution `json:"distribution,omitempty"`
 
 	// authentication says who is believed about a request's identity. Keys and expressions see
-	// verified claims only.
+	// verified claims only. Not supported yet.
 	// +optional
 	Authentication *Authentication `json:"authentication,omitempty"`
 
@@ -153,7 +154,9 @@ const (
 
 // OnStoreFailure says what becomes of a request while the counters can't be reached.
 type OnStoreFailure struct {
-	// mode is Open, Closed or Local.
+	// mode is Open (the request is admitted, and counted as failedOpen), Closed (it is refused with 503 and
+	// Retry-After) or Local (each replica keeps limiting by itself, with its share). Where limits of
+	// several modes match a request, Closed wins over Local, and Local over Open. Not supported yet: Local.
 	// +kubebuilder:default=Open
 	// +optional
 	Mode OnStoreFailureMode `json:"mode,omitempty"`
@@ -177,12 +180,14 @@ const (
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.syncInterval) || self.mode == 'Leased'",message="syncInterval goes with mode Leased only",fieldPath=".syncInterval"
 type Distribution struct {
-	// mode is Exact, Leased or PerReplica.
+	// mode is Exact (one shared budget, and one round trip for each request), Leased (the same budget, of
+	// which replicas take shares in advance) or PerReplica (each replica has the whole budget to itself).
+	// Not supported yet: Leased and PerReplica.
 	// +kubebuilder:default=Exact
 	// +optional
 	Mode DistributionMode `json:"mode,omitempty"`
 
-	// syncInterval is the longest time between two exchanges with the store, for Leased.
+	// syncInterval is the longest time between two exchanges with the store, for Leased. Not supported yet.
 	// +optional
 	SyncInterval *Duration `json:"syncInterval,omitempty"`
 }
@@ -285,11 +290,12 @@ type Limit struct {
 	// +required
 	Strategy Strategy `json:"strategy"`
 
-	// cost is what a request takes from the limit. Absent is 1.
+	// cost is what a request takes from the limit. Absent is 1. Not supported yet.
 	// +optional
 	Cost *Cost `json:"cost,omitempty"`
 
-	// priority says which requests are refused first as the limit is approached.
+	// priority says which requests are refused first as the limit is approached: Sheddable before Default
+	// before Critical, which may use all of it. Not supported yet: any but Default.
 	// +kubebuilder:default=Default
 	// +optional
 	Priority Priority `json:"priority,omitempty"`
@@ -299,7 +305,7 @@ type Limit struct {
 	Enforcement Enforcement `json:"enforcement,omitempty"`
 
 	// overrides give some requests other parameters, in the same counters. The first that matches a
-	// request wins, and what it doesn't set is inherited.
+	// request wins, and what it doesn't set is inherited. Not supported yet.
 	// +listType=map
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=16
@@ -359,7 +365,7 @@ type RequestMatch struct {
 	// +optional
 	Headers []HeaderMatch `json:"headers,omitempty"`
 
-	// expression is a CEL expression that must be true.
+	// expression is a CEL expression that must be true. Not supported yet.
 	// +optional
 	Expression Expression `json:"expression,omitempty"`
 }
@@ -374,13 +380,15 @@ type Expression string
 //
 // +kubebuilder:validation:XValidation:rule="self.type == 'RegularExpression' || self.value.startsWith('/')",message="must begin with /, as every path does",fieldPath=".value"
 type PathMatch struct {
-	// type says how value is meant.
+	// type is Exact, Prefix (of whole elements: /a matches /a and /a/b, not /ab), Template (like
+	// /orders/{id}) or RegularExpression (RE2, of the whole path). Not supported yet: the latter two.
 	// +kubebuilder:validation:Enum=Exact;Prefix;Template;RegularExpression
 	// +kubebuilder:default=Prefix
 	// +optional
 	Type string `json:"type,omitempty"`
 
-	// value is the path, prefix, template (like /orders/{id}) or RE2 expression.
+	// value is the path, prefix, template or expression. Paths are compared in a canonical form: //a,
+	// /x/../a and /%61 are /a.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
 	// +required
@@ -395,7 +403,8 @@ type HeaderMatch struct {
 	// +required
 	Name HeaderName `json:"name"`
 
-	// type says how value is meant.
+	// type is Exact, Prefix or RegularExpression (of value), Present or Absent (without one). Not supported
+	// yet: RegularExpression.
 	// +kubebuilder:validation:Enum=Exact;Prefix;RegularExpression;Present;Absent
 	// +kubebuilder:default=Exact
 	// +optional
@@ -424,11 +433,11 @@ type KeySource struct {
 	// +optional
 	Header *HeaderKey `json:"header,omitempty"`
 
-	// cookie is the value of a cookie.
+	// cookie is the value of a cookie. Not supported yet.
 	// +optional
 	Cookie *NamedKey `json:"cookie,omitempty"`
 
-	// query is the value of a query parameter.
+	// query is the value of a query parameter. Not supported yet.
 	// +optional
 	Query *NamedKey `json:"query,omitempty"`
 
@@ -436,11 +445,11 @@ type KeySource struct {
 	// +optional
 	ClientIP *ClientIPKey `json:"clientIP,omitempty"`
 
-	// claim is a claim of a verified token.
+	// claim is a claim of a verified token. Not supported yet.
 	// +optional
 	Claim *NamedKey `json:"claim,omitempty"`
 
-	// pathParam is what a {name} of a path template stands for.
+	// pathParam is what a {name} of a path template stands for. Not supported yet.
 	// +optional
 	PathParam *NamedKey `json:"pathParam,omitempty"`
 
@@ -452,7 +461,7 @@ type KeySource struct {
 	// +optional
 	Host *EmptyKey `json:"host,omitempty"`
 
-	// expression is a CEL expression that gives a string.
+	// expression is a CEL expression that gives a string. Not supported yet.
 	// +optional
 	Expression Expression `json:"expression,omitempty"`
 
@@ -510,27 +519,28 @@ type ClientIPKey struct {
 //
 // +kubebuilder:validation:ExactlyOneOf=tokenBucket;slidingWindow;leakyBucket;fixedWindow;adaptive;concurrency
 type Strategy struct {
-	// tokenBucket admits a burst, and then a steady rate.
+	// tokenBucket admits a burst, and then a steady rate: at most burst + requests/window * t in any time t.
 	// +optional
 	TokenBucket *TokenBucket `json:"tokenBucket,omitempty"`
 
-	// slidingWindow admits so many requests in any window.
+	// slidingWindow admits so many requests in any window. Not supported yet.
 	// +optional
 	SlidingWindow *SlidingWindow `json:"slidingWindow,omitempty"`
 
-	// leakyBucket spaces requests evenly.
+	// leakyBucket spaces requests evenly. Not supported yet.
 	// +optional
 	LeakyBucket *LeakyBucket `json:"leakyBucket,omitempty"`
 
-	// fixedWindow admits so many requests in each window on the clock.
+	// fixedWindow admits so many requests in each window on the clock, and so up to twice as many in a time
+	// as long as a window.
 	// +optional
 	FixedWindow *FixedWindow `json:"fixedWindow,omitempty"`
 
-	// adaptive finds the rate that the target can serve.
+	// adaptive finds the rate that the target can serve. Not supported yet.
 	// +optional
 	Adaptive *Adaptive `json:"adaptive,omitempty"`
 
-	// concurrency admits so many requests at the same time.
+	// concurrency admits so many requests at the same time. Not supported yet.
 	// +optional
 	Concurrency *Concurrency `json:"concurrency,omitempty"`
 }
@@ -619,11 +629,11 @@ type FixedWindow struct {
 	// +required
 	Requests Requests `json:"requests"`
 
-	// window whose multiples since the Unix epoch are the windows' starts.
+	// window whose multiples since the Unix epoch are the windows' starts: with 24h each UTC day is one.
 	// +optional
 	Window *Window `json:"window,omitempty"`
 
-	// calendar makes days, weeks, months or years the windows.
+	// calendar makes days, weeks, months or years the windows. Not supported yet.
 	// +optional
 	Calendar *Calendar `json:"calendar,omitempty"`
 }
@@ -743,7 +753,8 @@ type Response struct {
 	StatusCode *int32 `json:"statusCode,omitempty"`
 
 	// headers that tell clients about their quota, on every response. [Draft11] by default; [] is none.
-	// Retry-After is sent with every refusal in any case.
+	// Retry-After comes with every refusal that waiting can cure, whatever is said here. Not supported yet:
+	// Legacy.
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=2
 	// +kubebuilder:default={Draft11}
@@ -770,7 +781,7 @@ const (
 
 // ResponseBody is the body of a refusal.
 type ResponseBody struct {
-	// type is Problem or None.
+	// type is Problem (an RFC 9457 problem that names the policy and the limit) or None (no body).
 	// +kubebuilder:default=Problem
 	// +optional
 	Type BodyType `json:"type,omitempty"`
@@ -792,7 +803,8 @@ type RateLimitPolicyStatus struct {
 	// +optional
 	Target string `json:"target,omitempty"`
 
-	// summary says in short what the limits are.
+	// summary says in short what limits are enforced. After an edit that was not accepted these are those of
+	// the last accepted spec.
 	// +optional
 	Summary string `json:"summary,omitempty"`
 
@@ -815,7 +827,7 @@ type RateLimitPolicyStatus struct {
 	Targets []TargetStatus `json:"targets,omitempty"`
 
 	// limits is the usage of the last 5 minutes, rounded to two digits, so that steady traffic changes
-	// nothing here.
+	// nothing here. It is written at most every 10 seconds; live figures are in the metrics.
 	// +listType=map
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=32
