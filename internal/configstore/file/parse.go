@@ -10,6 +10,7 @@ import (
 	"io"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -18,8 +19,12 @@ import (
 	"github.com/weir-dev/weir/internal/match"
 )
 
-// kind is the only kind of object that files may hold.
+// kind is the only kind of object that files may hold, but for [kustomization].
 const kind = "RateLimitPolicy"
+
+// kustomization is what tells kustomize which files belong together. It often lies among them, and holds no
+// policy.
+var kustomization = schema.GroupKind{Group: "kustomize.config.k8s.io", Kind: "Kustomization"}
 
 // defaultNamespace is the namespace of a policy that names none.
 const defaultNamespace = "default"
@@ -65,7 +70,7 @@ func parse(content []byte, compile Compile) ([]match.Policy, []error) {
 	}
 }
 
-// decode reads one document. It gives nil for one that holds nothing but comments.
+// decode reads one document. It gives nil for a kustomization, and for one that holds nothing but comments.
 func decode(document []byte) (*v1alpha1.RateLimitPolicy, error) {
 	object, err := yaml.YAMLToJSONStrict(document)
 	if err != nil {
@@ -74,8 +79,15 @@ func decode(document []byte) (*v1alpha1.RateLimitPolicy, error) {
 	if string(object) == "null" {
 		return nil, nil
 	}
-	if err := checkKind(object); err != nil {
+	var t metav1.TypeMeta
+	if err := json.UnmarshalCaseSensitivePreserveInts(object, &t); err != nil {
 		return nil, err
+	}
+	switch {
+	case t.GroupVersionKind().GroupKind() == kustomization:
+		return nil, nil
+	case t.Kind != kind || t.APIVersion != v1alpha1.GroupVersion.String():
+		return nil, fmt.Errorf("it is of kind %q of %q, want %s of %s", t.Kind, t.APIVersion, kind, v1alpha1.GroupVersion)
 	}
 	var p v1alpha1.RateLimitPolicy
 	unknown, err := json.UnmarshalStrict(object, &p)
@@ -89,15 +101,4 @@ func decode(document []byte) (*v1alpha1.RateLimitPolicy, error) {
 		p.Namespace = defaultNamespace
 	}
 	return &p, nil
-}
-
-func checkKind(object []byte) error {
-	var t metav1.TypeMeta
-	if err := json.UnmarshalCaseSensitivePreserveInts(object, &t); err != nil {
-		return err
-	}
-	if t.Kind != kind || t.APIVersion != v1alpha1.GroupVersion.String() {
-		return fmt.Errorf("it is of kind %q of %q, want %s of %s", t.Kind, t.APIVersion, kind, v1alpha1.GroupVersion)
-	}
-	return nil
 }

@@ -27,7 +27,8 @@ const (
 // Watcher is a [configstore.Watcher] of policy files, which follows their changes.
 //
 // Its snapshots are of no namespace, since files may hold policies of several; a policy that names none
-// is of the namespace default. Of a folder it reads the files that end in .yaml, .yml or .json.
+// is of the namespace default. Of a folder it reads the files that end in .yaml, .yml or .json. A
+// kustomization may lie among them, and is passed over.
 //
 // What is enforced changes only by what can be read and understood. A policy with a mistake keeps its
 // last good version. A policy is dropped when it is missing for half a second from files that are

@@ -132,6 +132,10 @@ func TestStart(t *testing.T) {
 			"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n",
 			`policies.yaml: document 1: it is of kind "ConfigMap" of "v1", want RateLimitPolicy of ratelimit.weir.dev/v1alpha1`,
 		},
+		"a kind of that name that isn't kustomize's": {
+			"apiVersion: kustomize.toolkit.fluxcd.io/v1\nkind: Kustomization\nmetadata: {name: a}\n",
+			`policies.yaml: document 1: it is of kind "Kustomization" of "kustomize.toolkit.fluxcd.io/v1", want RateLimitPolicy of ratelimit.weir.dev/v1alpha1`,
+		},
 		"another version": {
 			strings.ReplaceAll(policy("a", 1), "v1alpha1", "v1"),
 			`policies.yaml: document 1: it is of kind "RateLimitPolicy" of "ratelimit.weir.dev/v1", want RateLimitPolicy of ratelimit.weir.dev/v1alpha1`,
@@ -175,6 +179,7 @@ func TestStart(t *testing.T) {
 		write(t, two, "# A comment.\n---\n"+policy("c", 3))
 		write(t, filepath.Join(folder, "README.md"), "Not a policy.")
 		write(t, filepath.Join(folder, ".hidden.yaml"), "{")
+		write(t, filepath.Join(folder, "kustomization.yaml"), "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [one.yaml]\n")
 		got := <-watch(t, open(t, testr.New(t), folder, one, folder+"/"))
 		since := configstore.Revision{Epoch: got.Revision.Epoch, Number: 1}
 		want := configstore.Snapshot{Revision: since, Policies: []configstore.Policy{
