@@ -263,6 +263,15 @@ func TestRights(t *testing.T) {
 	}
 }
 
+func TestAFirstStartIsNoTrouble(t *testing.T) {
+	t.Parallel()
+	log, logged := lines()
+	watch(t, redistest.Start(t).Client(t), log)
+	if diff := cmp.Diff(`"level"=0 "msg"="waiting for a first snapshot" "namespace"="shop"`, next(t, logged)); diff != "" {
+		t.Errorf("logged (-want +got):\n%s", diff)
+	}
+}
+
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	policies := compile([]configstoretest.Policy{{Name: "a", Requests: 1}})

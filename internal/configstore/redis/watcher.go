@@ -147,7 +147,14 @@ func (f *follower) complain(err error) {
 		return
 	}
 	f.trouble = trouble
-	f.log.Error(err, "keeping the last snapshot", "namespace", f.namespace, "revision", f.applied.String())
+	switch {
+	case f.applied != (configstore.Revision{}):
+		f.log.Error(err, "keeping the last snapshot", "namespace", f.namespace, "revision", f.applied.String())
+	case errors.Is(err, errAbsent): // So it is wherever nothing was published yet.
+		f.log.Info("waiting for a first snapshot", "namespace", f.namespace)
+	default:
+		f.log.Error(err, "waiting for a first snapshot", "namespace", f.namespace)
+	}
 }
 
 // listen tells of announcements, and of each new subscription, since one may have come before it. It
