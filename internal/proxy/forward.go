@@ -140,6 +140,8 @@ func dropUpgradeToHTTP(h http.Header) {
 func (f *forwarder) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status := blame(r.Context(), err)
 	f.metrics.failures.WithLabelValues(strconv.Itoa(status)).Inc()
+	// w keeps net/http from dating what it takes for the application's response.
+	w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
 	switch status {
 	case statusClientGone:
 		// Nobody is there to answer, and a connection ended is what a half-read request deserves.
