@@ -212,8 +212,8 @@ func TestSummary(t *testing.T) {
 		`[{strategy: {tokenBucket: {requests: 100, window: 1m, burst: 100}}}]`:                                     "100/1m",
 		`[{strategy: {slidingWindow: {requests: 100, window: 1m}}, key: [{claim: {name: sub}}, {host: {}}]}]`:      "100/1m per claim sub, host",
 		`[{strategy: {leakyBucket: {requests: 5, window: 1s}}, key: [{cookie: {name: id}}, {query: {name: q}}]}]`:  "5/1s per cookie id, query q",
-		`[{strategy: {fixedWindow: {requests: 5, window: 1s}}, enforcement: Shadow, key: [{method: {}}]}]`:         "5/1s per method (shadow)",
-		`[{strategy: {fixedWindow: {requests: 5, calendar: {unit: Day}}}, key: [{pathParam: {name: id}}]}]`:        "5/Day per pathParam id",
+		`[{strategy: {fixedWindow: {requests: 5, window: 1s}}, enforcement: Shadow, key: [{method: {}}]}]`:         "5/1s fixed per method (shadow)",
+		`[{strategy: {fixedWindow: {requests: 5, calendar: {unit: Day}}}, key: [{pathParam: {name: id}}]}]`:        "5 a day per pathParam id",
 		`[{strategy: {adaptive: {minRequests: 5, maxRequests: 9, window: 1s}}, key: [{expression: a}]}]`:           "5 to 9/1s per expression",
 		`[{strategy: {concurrency: {maxInFlight: 5}}}, {strategy: {}}]`:                                            "5 in flight; nothing",
 	} {

@@ -73,9 +73,9 @@ func strategySummary(s v1alpha1.Strategy) string {
 	case s.LeakyBucket != nil:
 		return fmt.Sprintf("%d/%s", s.LeakyBucket.Requests, s.LeakyBucket.Window)
 	case s.FixedWindow != nil && s.FixedWindow.Window != nil:
-		return fmt.Sprintf("%d/%s", s.FixedWindow.Requests, *s.FixedWindow.Window)
+		return fmt.Sprintf("%d/%s fixed", s.FixedWindow.Requests, *s.FixedWindow.Window)
 	case s.FixedWindow != nil && s.FixedWindow.Calendar != nil:
-		return fmt.Sprintf("%d/%s", s.FixedWindow.Requests, s.FixedWindow.Calendar.Unit)
+		return fmt.Sprintf("%d a %s", s.FixedWindow.Requests, strings.ToLower(string(s.FixedWindow.Calendar.Unit)))
 	case s.Adaptive != nil:
 		return fmt.Sprintf("%d to %d/%s", s.Adaptive.MinRequests, s.Adaptive.MaxRequests, s.Adaptive.Window)
 	case s.Concurrency != nil:

@@ -54,12 +54,12 @@ func (w Workloads) Resolve(ref v1alpha1.TargetRef) (match.Target, error) {
 	case found.Pods == nil:
 		return match.Target{}, fmt.Errorf("%s %q has no selector, and so no pods to limit: target what runs them instead", ref.Kind, ref.Name)
 	case ref.SectionName != "" && !slices.Contains(found.Ports, ref.SectionName):
-		return match.Target{}, fmt.Errorf("%s %q has no port named %q: %s", ref.Kind, ref.Name, ref.SectionName, offer(found.Ports))
+		return match.Target{}, fmt.Errorf("%s %q has no port named %q%s", ref.Kind, ref.Name, ref.SectionName, offer(found.Ports))
 	}
 	return match.Target{ID: targetID(ref), Pods: selector(found.Pods), Section: ref.SectionName}, nil
 }
 
-// offer says which ports there are.
+// offer says, after a name that isn't there, which ports have one.
 func offer(ports []string) string {
 	var named []string
 	for _, p := range ports {
@@ -68,10 +68,10 @@ func offer(ports []string) string {
 		}
 	}
 	if len(named) == 0 {
-		return "give its port that name"
+		return ": give its port that name"
 	}
 	slices.Sort(named)
-	return "use " + short(named, " or ", 200)
+	return ", its ports are: " + short(named, ", ", 200)
 }
 
 // targets gives the targets of a policy that are found, and an error for each that isn't.

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"fmt"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -52,9 +53,8 @@ type uses field.ErrorList
 
 // field adds a field, if it is set.
 func (u *uses) field(path *field.Path, set bool) {
-	if set {
-		*u = append(*u, field.Forbidden(path, "is not supported by this release"))
-	}
+	all := path.String()
+	u.value(path, set, all[strings.LastIndex(all, ".")+1:])
 }
 
 // value adds a field whose value is one that is not supported.

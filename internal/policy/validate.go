@@ -63,7 +63,7 @@ func (e *errs) targets(path *field.Path, s *v1alpha1.RateLimitPolicySpec) {
 	for i, ref := range s.TargetRefs {
 		e.targetRef(refs.Index(i), ref)
 		if slices.Contains(s.TargetRefs[:i], ref) {
-			e.must(refs.Index(i), false, ref.Name, "is there already: remove it")
+			e.must(refs.Index(i), false, ref.Name, "must not repeat an earlier entry")
 		}
 	}
 	if s.Selector != nil {
@@ -100,7 +100,7 @@ func (e *errs) limits(path *field.Path, limits []v1alpha1.Limit) {
 	for i := range limits {
 		l := &limits[i]
 		e.must(path.Index(i).Child("name"), isLabel(string(l.Name)), l.Name, labelDetail)
-		e.must(path.Index(i).Child("name"), !seen[l.Name], l.Name, "is the name of an earlier limit: choose another")
+		e.must(path.Index(i).Child("name"), !seen[l.Name], l.Name, "must not be the name of an earlier limit")
 		seen[l.Name] = true
 		e.limit(path.Index(i), l)
 	}
@@ -163,7 +163,7 @@ func (e *errs) headerMatches(path *field.Path, headers []v1alpha1.HeaderMatch) {
 		at := path.Index(i)
 		e.headerName(at.Child("name"), h.Name, "use hosts")
 		again := slices.ContainsFunc(headers[:i], func(b v1alpha1.HeaderMatch) bool { return b.Name == h.Name })
-		e.must(at.Child("name"), !again, h.Name, "is there already: one entry for each header")
+		e.must(at.Child("name"), !again, h.Name, "must not be the header of an earlier entry")
 		e.word(at.Child("type"), h.Type, headerExact, headerPrefix, regularExpression, headerPresent, headerAbsent)
 		alone := h.Type == headerPresent || h.Type == headerAbsent
 		e.must(at.Child("value"), alone == (h.Value == nil), h.Value,

@@ -52,7 +52,7 @@ func TestThePathOfAPolicy(t *testing.T) {
 		want := v1alpha1.RateLimitPolicyStatus{
 			ObservedGeneration: 1,
 			Target:             "Service/checkout:http",
-			Summary:            "10/24h per x-api-key",
+			Summary:            "10/24h fixed per x-api-key",
 			Enforcers:          &v1alpha1.Enforcers{Expected: sidecars, Current: sidecars},
 			Limits:             []v1alpha1.LimitStatus{{Name: "per-key", Allowed: 20, Denied: 61, CurrentRequests: 10}},
 		}
@@ -72,7 +72,7 @@ func TestThePathOfAPolicy(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := strings.Fields(out)
-		want := []string{name, "Service/checkout:http", "10/24h", "per", "x-api-key", "Enforce", "True", "Ready"}
+		want := []string{name, "Service/checkout:http", "10/24h", "fixed", "per", "x-api-key", "Enforce", "True", "Ready"}
 		if diff := cmp.Diff(want, got[:min(len(got), len(want))]); diff != "" {
 			t.Errorf("columns (-want +got):\n%s", diff)
 		}
