@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 
 	"github.com/redis/go-redis/v9"
@@ -52,6 +53,17 @@ var replies = []struct{ prefix, reason string }{
 	{"LOADING", "loading"},
 	{"BUSY", "busy"},
 	{"NOSCRIPT", "noscript"},
+}
+
+// Reasons gives every word of [Reason] for an error, so that a metric can have them all from the start.
+func Reasons() []string {
+	reasons := []string{"invalid", "canceled", "timeout", "unreachable", "other"}
+	for _, r := range replies {
+		if !slices.Contains(reasons, r.reason) {
+			reasons = append(reasons, r.reason)
+		}
+	}
+	return reasons
 }
 
 func replied(err error) string {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -201,6 +202,11 @@ func TestReason(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("reasons (-want +got):\n%s", diff)
+	}
+	for name, reason := range got {
+		if reason != "" && !slices.Contains(redisstore.Reasons(), reason) {
+			t.Errorf("%s: %s is not among all reasons", name, reason)
+		}
 	}
 }
 
