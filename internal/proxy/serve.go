@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,7 @@ import (
 // then is cut off, and is an error. The limits of a section count where the section has the listener's
 // name; where the name is empty all do.
 func (p *Proxy) Serve(ctx context.Context, ln net.Listener, name string, upstream *url.URL, grace time.Duration) error {
-	f := newForwarder(upstream, p.metrics, p.options.Log.WithValues("listener", name))
+	f := newForwarder(upstream, p.metrics, p.options.Log.WithValues("listener", cmp.Or(name, ln.Addr().String())))
 	defer f.mirror.close()
 	requests, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
