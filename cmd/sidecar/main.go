@@ -28,7 +28,7 @@ var version = "dev"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	context.AfterFunc(ctx, stop) // A second signal ends the process at once.
-	err := run(ctx, os.Args[1:], os.Stderr)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
 	case err == nil || errors.Is(err, flag.ErrHelp):
 	case errors.As(err, new(usageError)):
@@ -42,19 +42,25 @@ func main() {
 
 // run is the sidecar, from its arguments to its end, which comes when ctx is done and all requests have had
 // their answer, or when something vital fails.
-func run(ctx context.Context, args []string, stderr io.Writer) error {
-	o, err := parse(args, stderr)
+//
+// What args ask of the program itself is answered on stdout. All else goes to stderr, as a log.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, err := parse(args, stdout)
 	if err != nil {
 		return err
 	}
+	if o.version {
+		fmt.Fprintln(stdout, "weir-sidecar", version)
+		return nil
+	}
 	log := newLogger(stderr, o.logLevel)
 	redisclient.LogTo(log)
-	log.Info("starting", "version", version)
 	s, err := newSidecar(o, log)
 	if err != nil {
 		return err
 	}
 	defer s.close()
+	log.Info("starting", "version", version)
 	return s.run(ctx)
 }
 

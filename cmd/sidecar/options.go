@@ -7,14 +7,17 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"go.uber.org/zap/zapcore"
 
+	"github.com/weir-dev/weir/internal/configstore"
 	"github.com/weir-dev/weir/internal/proxy"
 )
 
@@ -34,6 +37,7 @@ type options struct {
 	stateDir        string
 	drainDelay      time.Duration
 	logLevel        zapcore.Level
+	version         bool
 }
 
 // route is a listener and the application behind it.
@@ -47,37 +51,42 @@ type route struct {
 // usageError is a fault in the arguments.
 type usageError struct{ error }
 
-// parse reads the flags. What is wrong with them comes back as a usageError that names the flag.
-func parse(args []string, stderr io.Writer) (options, error) {
-	var o options
+func (e usageError) Error() string { return e.error.Error() + " (see weir-sidecar -h)" }
+
+// parse reads the flags. What is wrong with them comes back as a usageError that names the flag. Help is written
+// to stdout, and is [flag.ErrHelp].
+func parse(args []string, stdout io.Writer) (options, error) {
+	o := options{decisionTimeout: 20 * time.Millisecond, drainDelay: 5 * time.Second}
 	var listen, upstream list
 	fs := flag.NewFlagSet("weir-sidecar", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // Whoever calls tells of errors.
 	fs.Var(&listen, "listen", "`[NAME=]ADDRESS` to accept requests at; NAME is what a policy's sectionName selects (repeatable)")
 	fs.Var(&upstream, "upstream", "`[NAME=]URL` of the application behind the listener of that name (one for each --listen)")
 	fs.Var(&o.policies, "policies", "`file or folder` of policies to enforce on everything, without a cluster (repeatable)")
-	fs.StringVar(&o.namespace, "namespace", "", "namespace whose published policies are enforced, where they select this pod")
+	fs.StringVar(&o.namespace, "namespace", "", "`name` of the namespace whose published policies are enforced, where they select this pod")
 	fs.StringVar(&o.podLabelsFile, "pod-labels-file", "", "`file` with this pod's labels, as the downward API writes it")
 	fs.StringVar(&o.redis, "redis", "", "`URL` of the Redis to count in; without one, --policies count in process")
 	fs.StringVar(&o.configRedis, "config-redis", "", "`URL` of the Redis that policies are published in (default: --redis)")
-	fs.StringVar(&o.instance, "instance", "default", "name of the installation; must be the manager's")
+	fs.StringVar(&o.instance, "instance", "default", "`name` of the installation; must be the manager's")
 	fs.StringVar(&o.adminAddress, "admin-listen", "127.0.0.1:15090", "`address` of /metrics, /healthz, /readyz and /debug/snapshot")
-	fs.DurationVar(&o.decisionTimeout, "decision-timeout", 20*time.Millisecond, "longest time to wait for Redis; then onStoreFailure decides")
-	fs.Func("trusted-proxies", "`CIDR,...` of proxies that are believed about X-Forwarded-For (repeatable)", o.addTrustedProxies)
-	fs.TextVar(&o.bootstrap, "bootstrap-mode", bootstrapOpen, "what becomes of requests before any policies are known: Open or Closed")
+	fs.Var((*duration)(&o.decisionTimeout), "decision-timeout", "longest `time` to wait for Redis; then onStoreFailure decides")
+	fs.Func("trusted-proxies", "`CIDR,...` of the proxies that are believed about X-Forwarded-For (repeatable)", o.addTrustedProxies)
+	fs.TextVar(&o.bootstrap, "bootstrap-mode", bootstrapOpen, "`mode` before any policies are known: Open admits all requests, Closed refuses them")
 	fs.StringVar(&o.stateDir, "state-dir", "", "`folder` to keep the last policies in over a restart (default: none)")
-	fs.DurationVar(&o.drainDelay, "drain-delay", 5*time.Second, "how long to go on accepting after SIGTERM, until nobody sends any more")
-	fs.TextVar(&o.logLevel, "log-level", zapcore.InfoLevel, "least severe level to log: debug, info, warn or error")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(stderr, "weir-sidecar enforces rate limits on the requests to one application. Its flags are:")
-			fs.SetOutput(stderr)
-			fs.PrintDefaults()
-			return o, err
-		}
+	fs.Var((*duration)(&o.drainDelay), "drain-delay", "`time` to go on accepting after SIGTERM, until nobody sends any more")
+	fs.TextVar(&o.logLevel, "log-level", zapcore.InfoLevel, "least severe `level` to log: debug, info, warn or error")
+	fs.BoolVar(&o.version, "version", false, "print the version, and nothing else")
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintln(stdout, "weir-sidecar enforces rate limits on the requests to one application. Its flags are:")
+		fs.SetOutput(stdout)
+		fs.PrintDefaults()
+		return o, err
+	case err != nil:
 		return o, usageError{err}
-	}
-	if fs.NArg() > 0 {
+	case o.version:
+		return o, nil
+	case fs.NArg() > 0:
 		return o, usageError{fmt.Errorf("unexpected argument %q", fs.Arg(0))}
 	}
 	var err error
@@ -90,7 +99,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	return o, nil
 }
 
-// check says which flags don't go together.
+// check says which flags don't go together, and which have values that can't be.
 func (o options) check() error {
 	standalone := len(o.policies) > 0
 	switch {
@@ -110,6 +119,24 @@ func (o options) check() error {
 		return errors.New("--decision-timeout must be above zero")
 	case o.drainDelay < 0:
 		return errors.New("--drain-delay must not be negative")
+	}
+	if err := checkAddress(o.adminAddress); err != nil {
+		return fmt.Errorf("--admin-listen %s: %w", o.adminAddress, err)
+	}
+	if err := configstore.CheckInstance(o.instance); err != nil {
+		return fmt.Errorf("--instance: %w", err)
+	}
+	return nil
+}
+
+// checkAddress wants an address to listen at.
+func checkAddress(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return errors.New("must be like :8080 or 127.0.0.1:8080")
 	}
 	return nil
 }
@@ -131,7 +158,7 @@ func pair(listen, upstream list) ([]route, error) {
 		}
 		u, err := parseUpstream(target)
 		if err != nil {
-			return nil, fmt.Errorf("--upstream %s: %w", s, err)
+			return nil, err
 		}
 		urls[name] = u
 	}
@@ -143,6 +170,9 @@ func pair(listen, upstream list) ([]route, error) {
 		}
 		if urls[name] == nil {
 			return nil, fmt.Errorf("--listen %s: there is no --upstream of the same name", s)
+		}
+		if err := checkAddress(address); err != nil {
+			return nil, fmt.Errorf("--listen %s: %w", s, err)
 		}
 		routes = append(routes, route{name: name, address: address, upstream: urls[name]})
 	}
@@ -165,26 +195,56 @@ func named(s string) (name, value string) {
 
 func parseUpstream(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
-	if err != nil {
-		return nil, err
-	}
-	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, errors.New("must be like http://127.0.0.1:8080")
-	}
-	if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
-		return nil, errors.New("must be a scheme, a host and a port: paths are forwarded as they are")
+	switch {
+	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "":
+		return nil, fmt.Errorf("--upstream %s: must be like http://127.0.0.1:8080", s)
+	case u.User != nil:
+		return nil, fmt.Errorf("--upstream %s: must have no user and password: those of clients are forwarded as they are", u.Redacted())
+	case strings.Trim(u.Path, "/") != "", u.RawQuery != "":
+		return nil, fmt.Errorf("--upstream %s: must be a scheme, a host and a port: paths are forwarded as they are", s)
 	}
 	return u, nil
 }
 
 func (o *options) addTrustedProxies(s string) error {
-	for cidr := range strings.SplitSeq(s, ",") {
-		p, err := netip.ParsePrefix(strings.TrimSpace(cidr))
+	for network := range strings.SplitSeq(s, ",") {
+		p, err := parseNetwork(strings.TrimSpace(network))
 		if err != nil {
 			return err
 		}
-		o.trustedProxies = append(o.trustedProxies, p.Masked())
+		o.trustedProxies = append(o.trustedProxies, p)
 	}
+	return nil
+}
+
+// parseNetwork parses a CIDR, or an address, which is a network of its own.
+func parseNetwork(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return p, errors.New("must be addresses or CIDRs like 10.0.0.0/8")
+	case p != p.Masked():
+		// It may be an address whose bits were miscounted: to trust the whole network would be a guess.
+		return p, fmt.Errorf("%s is not the start of its network, which is %s", p, p.Masked())
+	}
+	return p, nil
+}
+
+// duration is the value of a flag. Its error shows how to write one.
+type duration time.Duration
+
+func (d *duration) String() string { return time.Duration(*d).String() }
+
+func (d *duration) Set(s string) error {
+	parsed, err := time.ParseDuration(s)
+	if err != nil {
+		return errors.New("must be like 20ms or 5s")
+	}
+	*d = duration(parsed)
 	return nil
 }
 

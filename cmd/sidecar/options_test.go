@@ -49,7 +49,7 @@ func TestFlags(t *testing.T) {
 			"in a cluster, names pair listeners and upstreams",
 			"--listen http=:8080 --listen admin=:8081 --upstream admin=http://127.0.0.1:3001 --upstream http=http://127.0.0.1:3000/" +
 				" --namespace shop --pod-labels-file labels --redis redis://weir --config-redis redis://config" +
-				" --trusted-proxies 10.1.2.3/8,fd00::/8 --trusted-proxies 192.0.2.1/32 --bootstrap-mode Closed --log-level debug" +
+				" --trusted-proxies 10.0.0.0/8,fd00::/8 --trusted-proxies 192.0.2.1,2001:db8::1 --bootstrap-mode Closed --log-level debug" +
 				" --instance one --state-dir /state --drain-delay 0s --decision-timeout 1s --admin-listen :1",
 			options{
 				routes: []route{
@@ -67,6 +67,7 @@ func TestFlags(t *testing.T) {
 					netip.MustParsePrefix("10.0.0.0/8"),
 					netip.MustParsePrefix("fd00::/8"),
 					netip.MustParsePrefix("192.0.2.1/32"),
+					netip.MustParsePrefix("2001:db8::1/128"),
 				},
 				bootstrap: bootstrapClosed,
 				stateDir:  "/state",
@@ -105,27 +106,37 @@ func TestAFaultInTheFlagsNamesTheFlag(t *testing.T) {
 		{"two listeners of one name", route + "--listen :8081", "--listen :8081: there are two of one name"},
 		{"two upstreams of one name", route + "--upstream http://x", "--upstream http://x: there are two for one --listen"},
 		{"an upstream that is no URL", "--listen :8080 --upstream localhost:3000", "--upstream localhost:3000: must be like http://127.0.0.1:8080"},
+		{"an upstream without a scheme", "--listen :8080 --upstream 127.0.0.1:3000", "--upstream 127.0.0.1:3000: must be like http://127.0.0.1:8080"},
+		{"an upstream without a host", "--listen :8080 --upstream http://:3000", "--upstream http://:3000: must be like http://127.0.0.1:8080"},
+		{"an upstream with a password", "--listen :8080 --upstream http://me:secret@x", "--upstream http://me:xxxxx@x: must have no user and password: those of clients are forwarded as they are"},
 		{"an upstream with a path", "--listen :8080 --upstream http://x/base", "--upstream http://x/base: must be a scheme, a host and a port: paths are forwarded as they are"},
-		{"proxies that are no networks", route + "--trusted-proxies 10.0.0.1", `invalid value "10.0.0.1" for flag -trusted-proxies: netip.ParsePrefix("10.0.0.1"): no '/'`},
+		{"a listener that is no address", "--listen 18080 --upstream http://x", "--listen 18080: must be like :8080 or 127.0.0.1:8080"},
+		{"a listener without a port", "--listen 127.0.0.1: --upstream http://x", "--listen 127.0.0.1:: must be like :8080 or 127.0.0.1:8080"},
+		{"a listener beyond the ports", "--listen :65536 --upstream http://x", "--listen :65536: must be like :8080 or 127.0.0.1:8080"},
+		{"an admin listener that is no address", route + "--policies p --admin-listen 15090", "--admin-listen 15090: must be like :8080 or 127.0.0.1:8080"},
+		{"proxies that are no networks", route + "--trusted-proxies 10.0.0.0/8,shop", `invalid value "10.0.0.0/8,shop" for flag -trusted-proxies: must be addresses or CIDRs like 10.0.0.0/8`},
+		{"a proxy with a mask", route + "--trusted-proxies 10.0.0.1/8", `invalid value "10.0.0.1/8" for flag -trusted-proxies: 10.0.0.1/8 is not the start of its network, which is 10.0.0.0/8`},
+		{"an instance that breaks keys", route + "--policies p --instance {a}", `--instance: must be 1 to 63 letters, digits, dots, underscores or hyphens, not "{a}"`},
+		{"a time without a unit", route + "--decision-timeout 20", `invalid value "20" for flag -decision-timeout: must be like 20ms or 5s`},
 		{"an unknown mode", route + "--bootstrap-mode Ajar", `invalid value "Ajar" for flag -bootstrap-mode: must be Open or Closed`},
 		{"an unknown flag", "--lissen :8080", "flag provided but not defined: -lissen"},
 		{"an argument", route + "--policies p more", `unexpected argument "more"`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			err := run(t.Context(), strings.Fields(tt.args), t.Output())
+			err := run(t.Context(), strings.Fields(tt.args), t.Output(), t.Output())
 			var usage usageError
 			if !errors.As(err, &usage) {
 				t.Fatalf("run returned %v, which is no fault in the flags", err)
 			}
-			if diff := cmp.Diff(tt.want, err.Error()); diff != "" {
+			if diff := cmp.Diff(tt.want+" (see weir-sidecar -h)", err.Error()); diff != "" {
 				t.Errorf("error (-want +got):\n%s", diff)
 			}
 		})
 	}
 
 	t.Run("a URL that names no Redis", func(t *testing.T) {
-		err := run(t.Context(), strings.Fields(route+"--policies p --redis http://x"), t.Output())
+		err := run(t.Context(), strings.Fields(route+"--policies p --redis http://x"), t.Output(), t.Output())
 		if !errors.As(err, new(usageError)) || !strings.HasPrefix(err.Error(), "--redis: ") {
 			t.Errorf("run returned %v", err)
 		}
@@ -134,11 +145,23 @@ func TestAFaultInTheFlagsNamesTheFlag(t *testing.T) {
 
 func TestHelpListsTheFlags(t *testing.T) {
 	var out strings.Builder
-	if err := run(t.Context(), []string{"--help"}, &out); !errors.Is(err, flag.ErrHelp) {
+	if err := run(t.Context(), []string{"--help"}, &out, t.Output()); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("run returned %v", err)
 	}
-	if !strings.Contains(out.String(), "-bootstrap-mode") {
-		t.Errorf("help is %q", out.String())
+	for _, part := range []string{"-bootstrap-mode", "-decision-timeout time", "(default 20ms)"} {
+		if !strings.Contains(out.String(), part) {
+			t.Errorf("help lacks %q: %s", part, out.String())
+		}
+	}
+}
+
+func TestVersionIsAllThatItPrints(t *testing.T) {
+	var stdout, stderr strings.Builder
+	if err := run(t.Context(), []string{"--version"}, &stdout, &stderr); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff("weir-sidecar dev\n", stdout.String()+stderr.String()); diff != "" {
+		t.Errorf("printed (-want +got):\n%s", diff)
 	}
 }
 

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,8 +43,9 @@ func open(ctx context.Context, routes []route) ([]opened, error) {
 	return all, nil
 }
 
-// serve serves the listeners until ctx is done and all requests have had their answer.
-func (s *sidecar) serve(ctx context.Context, listeners []opened) error {
+// serve serves the listeners until ctx is done and all requests have had their answer. It says how long it took
+// from the one to the other.
+func (s *sidecar) serve(ctx context.Context, listeners []opened) (drained time.Duration, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	accepting, refuse := context.WithCancel(context.WithoutCancel(ctx))
@@ -54,16 +56,18 @@ func (s *sidecar) serve(ctx context.Context, listeners []opened) error {
 			defer stop() // One listener that fails ends all, in good order.
 			return s.proxy.Serve(accepting, l, l.name, l.upstream, drainGrace)
 		})
-		s.log.Info("listening", "listener", l.name, "address", l.Addr().String(), "upstream", l.upstream.String())
+		s.log.Info("listening", "listener", cmp.Or(l.name, l.Addr().String()), "address", l.Addr().String(), "upstream", l.upstream.String())
 	}
 	<-ctx.Done()
 	// Readiness fails first, and only when all have noticed does the door close: whoever has not yet may
 	// still send requests here.
+	began := time.Now()
 	s.state.draining.Store(true)
 	s.log.Info("draining", "delay", s.options.drainDelay.String())
 	<-time.After(s.options.drainDelay)
 	refuse()
-	return servers.Wait()
+	err = servers.Wait()
+	return time.Since(began), err
 }
 
 // serveAdmin serves the admin endpoints until ctx is done.

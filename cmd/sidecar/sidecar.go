@@ -38,6 +38,7 @@ type sidecar struct {
 	state    *state
 	proxy    *proxy.Proxy
 	recorder *usage.Recorder
+	store    *watched
 	// counters is the Redis to count in. Nil where requests are counted in process.
 	counters goredis.UniversalClient
 	watcher  configstore.Watcher
@@ -58,40 +59,40 @@ func newSidecar(o options, log logr.Logger) (*sidecar, error) {
 		recorder: usage.NewRecorder(),
 		metrics:  prometheus.NewRegistry(),
 	}
-	store, err := s.openStore()
-	if err != nil {
+	if err := s.openStore(); err != nil {
 		return nil, err
 	}
+	join := s.joinCluster
 	if o.namespace == "" {
-		err = s.standAlone()
-	} else {
-		err = s.joinCluster()
+		join = s.standAlone
 	}
-	if err != nil {
+	if err := join(); err != nil {
 		return nil, err
 	}
-	s.proxy = proxy.New(limiter.NewEngine(store, s.recorder), proxy.Options{
+	s.proxy = proxy.New(limiter.NewEngine(s.store, s.recorder), proxy.Options{
 		TrustedProxies:  o.trustedProxies,
 		BootstrapClosed: o.bootstrap == bootstrapClosed,
 		Log:             log.WithName("proxy"),
 	})
-	s.metrics.MustRegister(s.proxy, s.recorder, store.failures, s.state.revision,
+	s.metrics.MustRegister(s.proxy, s.recorder, s.store.failures, s.state.revision,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return s, nil
 }
 
 // openStore opens what requests are counted in.
-func (s *sidecar) openStore() (*watched, error) {
+func (s *sidecar) openStore() error {
 	log := s.log.WithName("store")
 	if s.options.redis == "" {
-		return watch(memorystore.New(memorystore.Options{}), log), nil
+		s.store = watch(memorystore.New(memorystore.Options{}), log)
+		return nil
 	}
 	client, err := s.openRedis("--redis", s.options.redis)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.counters = client
-	return watch(guard.Deadline(redisstore.New(client), s.options.decisionTimeout), log), nil
+	s.store = watch(guard.Deadline(redisstore.New(client), s.options.decisionTimeout), log)
+	return nil
 }
 
 // standAlone takes the policies from files and enforces all of them.
@@ -184,14 +185,19 @@ func (s *sidecar) run(ctx context.Context) error {
 	helpers.Go(func() error { return serveAdmin(lasting, admin, s.state, s.metrics, s.log) })
 	helpers.Go(func() error { return s.follow(lasting) })
 	helpers.Go(func() error { s.tellOfBootstrap(lasting); return nil })
+	if s.counters != nil {
+		helpers.Go(func() error { s.store.greet(lasting, s.counters); return nil })
+	}
 	if s.reporter != nil {
 		helpers.Go(func() error { return s.reporter.Run(lasting) })
 	}
 	ctx, stop := context.WithCancel(ctx)
 	context.AfterFunc(lasting, stop)
-	err = s.serve(ctx, listeners[:len(listeners)-1])
+	drained, err := s.serve(ctx, listeners[:len(listeners)-1])
 	finish()
-	return errors.Join(err, helpers.Wait())
+	err = errors.Join(err, helpers.Wait())
+	s.log.Info("stopped", "drained", drained.Round(time.Millisecond).String())
+	return err
 }
 
 // follow enforces the snapshots of the config store.
@@ -212,7 +218,11 @@ func (s *sidecar) enforce(snapshot configstore.Snapshot) {
 	s.proxy.Swap(m)
 	s.recorder.Keep(m.Policies())
 	s.state.enforce(snapshot, m)
-	s.log.Info("enforcing policies", "namespace", snapshot.Namespace, "revision", snapshot.Revision.String(), "count", len(m.Policies()))
+	log := s.log
+	if snapshot.Namespace != "" { // Files have none.
+		log = log.WithValues("namespace", snapshot.Namespace)
+	}
+	log.Info("enforcing policies", "revision", snapshot.Revision.String(), "count", len(m.Policies()))
 }
 
 // tellOfBootstrap says so if no policies have come in time.

@@ -44,6 +44,7 @@ type running struct {
 	// stop is what SIGTERM does.
 	stop  context.CancelFunc
 	ended chan error
+	log   *journal
 }
 
 // launch runs a sidecar in front of app, until the test ends.
@@ -55,10 +56,10 @@ func launch(t *testing.T, app http.Handler, args ...string) *running {
 	t.Cleanup(transport.CloseIdleConnections)
 
 	ctx, stop := context.WithCancel(t.Context())
-	r := &running{client: &http.Client{Transport: transport}, stop: stop, ended: make(chan error, 1)}
 	log := &journal{out: t.Output(), addresses: make(chan address, 2)}
+	r := &running{client: &http.Client{Transport: transport}, stop: stop, ended: make(chan error, 1), log: log}
 	args = append([]string{"--listen", "127.0.0.1:0", "--upstream", upstream.URL, "--admin-listen", "127.0.0.1:0", "--drain-delay", "0s"}, args...)
-	go func() { r.ended <- run(ctx, args, log) }()
+	go func() { r.ended <- run(ctx, args, t.Output(), log) }()
 	for range 2 {
 		select {
 		case a := <-log.addresses:
@@ -99,6 +100,7 @@ type journal struct {
 	mu        sync.Mutex
 	out       io.Writer
 	addresses chan address
+	lines     []string
 }
 
 func (j *journal) Write(line []byte) (int, error) {
@@ -108,7 +110,15 @@ func (j *journal) Write(line []byte) (int, error) {
 	if err := json.Unmarshal(bytes.TrimSpace(line), &a); err == nil && a.Msg == "listening" {
 		j.addresses <- a
 	}
+	j.lines = append(j.lines, string(line))
 	return j.out.Write(line)
+}
+
+// all gives what has been logged.
+func (j *journal) all() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.lines)
 }
 
 // answer is the part of a response that tests look at.
@@ -209,6 +219,7 @@ func TestAlone(t *testing.T) {
 			`weir_decisions_total{limit="total",namespace="default",outcome="denied",policy="checkout-api"} 3`,
 			`weir_decision_duration_seconds_count{path="proxy"} 8`,
 			`weir_snapshot_revision{namespace=""} 1`,
+			`weir_store_errors_total{reason="unreachable"} 0`,
 		} {
 			if !strings.Contains(metrics, line+"\n") {
 				t.Errorf("metrics lack %s", line)
@@ -249,10 +260,24 @@ func TestAlone(t *testing.T) {
 	})
 }
 
+func TestLogLinesHaveNoEmptyFields(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "policies.yaml")
+	write(t, path, 5)
+	s := launch(t, hello, "--policies", path)
+	eventually(t, "the policies are enforced", func() bool { return s.get(t, s.admin+"/debug/snapshot").Status == http.StatusOK })
+	s.stop()
+	s.end(t)
+	for _, line := range s.log.all() {
+		if strings.Contains(line, `:""`) {
+			t.Errorf("logged %s", line)
+		}
+	}
+}
+
 func TestPoliciesThatAreWrongAreToldAtOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "policies.yaml")
 	write(t, path, 0)
-	err := run(t.Context(), []string{"--listen", "127.0.0.1:0", "--upstream", "http://127.0.0.1:1", "--policies", path}, t.Output())
+	err := run(t.Context(), []string{"--listen", "127.0.0.1:0", "--upstream", "http://127.0.0.1:1", "--policies", path}, t.Output(), t.Output())
 	if err == nil || !strings.Contains(err.Error(), "requests") {
 		t.Errorf("run returned %v", err)
 	}
@@ -462,4 +487,8 @@ func TestDraining(t *testing.T) {
 		t.Errorf("the request in flight (-want +got):\n%s", diff)
 	}
 	s.end(t)
+	log := s.log.all()
+	if last := log[len(log)-1]; !strings.Contains(last, `"msg":"stopped","drained":`) {
+		t.Errorf("the last words are %s", last)
+	}
 }

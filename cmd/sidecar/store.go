@@ -4,35 +4,59 @@ package main
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/redisstore"
 )
 
-// watched is a store whose failures are counted and logged.
+// watched is a store whose failures are counted and logged, and the end of them too.
 type watched struct {
 	limiter.Store
 	failures *prometheus.CounterVec
-	log      logr.Logger
+	// failing is whether the last that was heard of the store is a failure.
+	failing atomic.Bool
+	log     logr.Logger
 }
 
 func watch(s limiter.Store, log logr.Logger) *watched {
-	return &watched{Store: s, log: log, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+	w := &watched{Store: s, log: log, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "weir_store_errors_total",
 		Help: "Decisions that the store gave no answer for.",
 	}, []string{"reason"})}
+	for _, reason := range redisstore.Reasons() {
+		w.failures.WithLabelValues(reason) // A counter that first shows at 1 has no increase to alert on.
+	}
+	return w
 }
 
 // Take implements [limiter.Store].
 func (w *watched) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
 	verdicts, err := w.Store.Take(ctx, hits)
-	if err != nil {
-		reason := redisstore.Reason(err)
-		w.failures.WithLabelValues(reason).Inc()
-		w.log.Error(err, "the store did not answer", "reason", reason)
+	switch {
+	case err != nil:
+		w.failures.WithLabelValues(redisstore.Reason(err)).Inc()
+		w.failed(err)
+	case w.failing.Load() && w.failing.CompareAndSwap(true, false): // Loading alone keeps the usual case cheap.
+		w.log.Info("the store answers again")
 	}
 	return verdicts, err
+}
+
+// greet pings the store's Redis, so that one which is away is told of before a request needs it.
+func (w *watched) greet(ctx context.Context, client goredis.UniversalClient) {
+	err := client.Ping(ctx).Err()
+	// A user without the right to ping has had an answer all the same.
+	if err != nil && ctx.Err() == nil && !goredis.HasErrorPrefix(err, "NOPERM") {
+		w.failed(err)
+	}
+}
+
+func (w *watched) failed(err error) {
+	w.failing.Store(true)
+	w.log.Error(err, "the store did not answer", "reason", redisstore.Reason(err))
 }

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"io"
+	"testing"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
+	"github.com/google/go-cmp/cmp"
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/redistest"
+)
+
+// flaky is a store that gives these errors, one after the other.
+type flaky struct{ errs []error }
+
+func (f *flaky) Take(context.Context, []limiter.Hit) ([]limiter.Verdict, error) {
+	err := f.errs[0]
+	f.errs = f.errs[1:]
+	return nil, err
+}
+
+// lines gives a logger and what it has logged.
+func lines() (logr.Logger, *[]string) {
+	var logged []string
+	return funcr.New(func(_, args string) { logged = append(logged, args) }, funcr.Options{}), &logged
+}
+
+const unreachable = `"msg"="the store did not answer" "error"="EOF" "reason"="unreachable"`
+
+func TestAStoreThatComesBackIsToldOfOnce(t *testing.T) {
+	log, logged := lines()
+	store := watch(&flaky{errs: []error{nil, io.EOF, io.EOF, nil, nil, io.EOF, nil}}, log)
+	for range 7 {
+		_, _ = store.Take(t.Context(), nil)
+	}
+	again := `"level"=0 "msg"="the store answers again"`
+	if diff := cmp.Diff([]string{unreachable, unreachable, again, unreachable, again}, *logged); diff != "" {
+		t.Errorf("logged (-want +got):\n%s", diff)
+	}
+}
+
+func TestGreeting(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	greet := func(t *testing.T, options *goredis.Options) []string {
+		t.Helper()
+		options.Addr, options.MaxRetries, options.DialerRetries, options.DisableIdentity = server.Addr, -1, 1, true
+		client := goredis.NewClient(options)
+		defer func() { _ = client.Close() }()
+		log, logged := lines()
+		watch(&flaky{}, log).greet(t.Context(), client)
+		return *logged
+	}
+
+	t.Run("a Redis that answers is not worth a word", func(t *testing.T) {
+		if got := greet(t, &goredis.Options{}); got != nil {
+			t.Errorf("logged %q", got)
+		}
+	})
+
+	t.Run("nor is a user who may not ping", func(t *testing.T) {
+		if err := admin.Do(t.Context(), "ACL", "SETUSER", "counter", "on", "nopass", "~*", "+evalsha").Err(); err != nil {
+			t.Fatal(err)
+		}
+		if got := greet(t, &goredis.Options{Username: "counter", Password: "any"}); got != nil {
+			t.Errorf("logged %q", got)
+		}
+	})
+
+	t.Run("a Redis that is away is told of before any request", func(t *testing.T) {
+		server.Kill()
+		if got := greet(t, &goredis.Options{}); len(got) != 1 {
+			t.Errorf("logged %q, want one line", got)
+		}
+	})
+}
