@@ -26,7 +26,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
@@ -43,11 +42,11 @@ import (
 var version = "dev"
 
 func main() {
-	err := run(ctrl.SetupSignalHandler(), os.Args[1:], os.Stderr)
+	err := run(ctrl.SetupSignalHandler(), os.Args[1:], os.Stdout, os.Stderr)
 	switch {
 	case err == nil || errors.Is(err, flag.ErrHelp):
 	case errors.As(err, new(usageError)):
-		fmt.Fprintln(os.Stderr, err)
+		fmt.Fprintln(os.Stderr, "weir-manager:", err)
 		os.Exit(2)
 	default:
 		fmt.Fprintln(os.Stderr, "weir-manager:", err)
@@ -56,25 +55,31 @@ func main() {
 }
 
 // run is the manager, from its arguments to its end, which comes when ctx is done or something vital fails.
-func run(ctx context.Context, args []string, stderr io.Writer) error {
-	o, err := parse(args, stderr)
+//
+// What args ask of the program itself is answered on stdout. All else goes to stderr, as a log.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, err := parse(args, stdout)
 	if err != nil {
 		return err
+	}
+	if o.version {
+		fmt.Fprintln(stdout, "weir-manager", version)
+		return nil
 	}
 	logger := newLogger(stderr, o.logLevel)
 	ctrl.SetLogger(logger)
 	klog.SetLogger(logger.WithName("client-go"))
 	redisclient.LogTo(logger)
-	logger.Info("starting", "version", version)
 
 	redis, err := o.open()
 	if err != nil {
 		return err
 	}
-	kube, err := config.GetConfig()
+	kube, err := o.kubernetes()
 	if err != nil {
-		return fmt.Errorf("finding the Kubernetes API: %w", err)
+		return err
 	}
+	logger.Info("starting", "version", version)
 	mgr, err := newManager(kube, o, logger)
 	if err != nil {
 		return err
@@ -90,6 +95,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err := mgr.Start(ctx); err != nil {
 		return fmt.Errorf("running the manager: %w", err)
 	}
+	logger.Info("stopped")
 	return nil
 }
 

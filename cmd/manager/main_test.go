@@ -5,38 +5,75 @@ package main
 import (
 	"errors"
 	"flag"
-	"io"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestBadFlagsAreToldByName(t *testing.T) {
-	for name, test := range map[string]struct {
-		args []string
-		want string
-	}{
-		"no Redis":           {nil, "--redis"},
-		"an unknown flag":    {[]string{"--redis", "redis://r", "--rediss"}, "-rediss"},
-		"a bad level":        {[]string{"--redis", "redis://r", "--log-level", "loud"}, "-log-level"},
-		"a stray argument":   {[]string{"--redis", "redis://r", "up"}, `"up"`},
-		"a bad Redis URL":    {[]string{"--redis", "http://r"}, "--redis"},
-		"a bad config Redis": {[]string{"--redis", "redis://r", "--config-redis", "r:6379"}, "--config-redis"},
+	for name, test := range map[string]struct{ args, want string }{
+		"no Redis":           {"", "--redis is required: the URL of the Redis to publish to, like redis://weir-redis:6379"},
+		"an unknown flag":    {"--redis redis://r --rediss", "flag provided but not defined: -rediss"},
+		"a bad level":        {"--redis redis://r --log-level loud", `invalid value "loud" for flag -log-level: unrecognized level: "loud"`},
+		"a stray argument":   {"--redis redis://r up", `unexpected argument "up"`},
+		"a bad instance":     {"--redis redis://r --instance {a}", `--instance: must be 1 to 63 letters, digits, dots, underscores or hyphens, not "{a}"`},
+		"a bad Redis URL":    {"--redis http://r", `--redis: opening Redis: the scheme must be redis, rediss, unix, redis+sentinel or rediss+sentinel, not "http"`},
+		"a bad config Redis": {"--redis redis://r --config-redis r:6379", `--config-redis: opening Redis: the scheme must be redis, rediss, unix, redis+sentinel or rediss+sentinel, not "r:6379"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := run(t.Context(), test.args, io.Discard)
-			if !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("want a usage error about %s, got %v", test.want, err)
+			var stderr strings.Builder
+			err := run(t.Context(), strings.Fields(test.args), t.Output(), &stderr)
+			if !errors.As(err, new(usageError)) {
+				t.Fatalf("run returned %v, which is no fault in the flags", err)
+			}
+			if diff := cmp.Diff(test.want+" (see weir-manager -h)", err.Error()); diff != "" {
+				t.Errorf("error (-want +got):\n%s", diff)
+			}
+			if stderr.Len() > 0 {
+				t.Errorf("it was told twice: %s", stderr.String())
 			}
 		})
 	}
 }
 
+func TestTheKubernetesAPIIsLookedForLast(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing")
+	t.Setenv("KUBECONFIG", missing) // Or that of whoever runs the tests would be found.
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	t.Run("without one, the flag is named", func(t *testing.T) {
+		err := run(t.Context(), []string{"--redis", "redis://r"}, t.Output(), t.Output())
+		if !errors.As(err, new(usageError)) || !strings.HasPrefix(err.Error(), "--kubeconfig is required outside a cluster") {
+			t.Errorf("run returned %v", err)
+		}
+	})
+	t.Run("a file that isn't there is named", func(t *testing.T) {
+		err := run(t.Context(), []string{"--redis", "redis://r", "--kubeconfig", missing}, t.Output(), t.Output())
+		if err == nil || !strings.Contains(err.Error(), missing) {
+			t.Errorf("run returned %v", err)
+		}
+	})
+}
+
 func TestHelpIsNoFailure(t *testing.T) {
 	var help strings.Builder
-	if err := run(t.Context(), []string{"-h"}, &help); !errors.Is(err, flag.ErrHelp) {
+	if err := run(t.Context(), []string{"-h"}, &help, t.Output()); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("got %v, want %v", err, flag.ErrHelp)
 	}
-	if !strings.Contains(help.String(), "-redis") {
-		t.Errorf("the help does not name the flags:\n%s", help.String())
+	for _, part := range []string{"weir-manager compiles", "-redis URL", "-kubeconfig file"} {
+		if !strings.Contains(help.String(), part) {
+			t.Errorf("the help lacks %q:\n%s", part, help.String())
+		}
+	}
+}
+
+func TestVersionIsAllThatItPrints(t *testing.T) {
+	var stdout, stderr strings.Builder
+	if err := run(t.Context(), []string{"--version"}, &stdout, &stderr); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff("weir-manager dev\n", stdout.String()+stderr.String()); diff != "" {
+		t.Errorf("printed (-want +got):\n%s", diff)
 	}
 }

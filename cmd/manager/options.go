@@ -14,9 +14,11 @@ import (
 	"go.uber.org/zap/zapcore"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/config"
 
+	"github.com/weir-dev/weir/internal/configstore"
 	"github.com/weir-dev/weir/internal/redisclient"
 )
 
@@ -24,43 +26,72 @@ import (
 type options struct {
 	redis, configRedis      string
 	instance                string
+	kubeconfig              string
 	leaderElect             bool
 	leaderElectionNamespace string
 	metricsAddress          string
 	probeAddress            string
 	logLevel                zapcore.Level
+	version                 bool
 }
 
 // usageError is a fault in the arguments.
 type usageError struct{ error }
 
-// parse reads the flags. What is wrong with them comes back as a usageError that names the flag.
-func parse(args []string, stderr io.Writer) (options, error) {
+func (e usageError) Error() string { return e.error.Error() + " (see weir-manager -h)" }
+
+// parse reads the flags. What is wrong with them comes back as a usageError that names the flag. Help is written
+// to stdout, and is [flag.ErrHelp].
+func parse(args []string, stdout io.Writer) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("weir-manager", flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	config.RegisterFlags(fs)
-	fs.StringVar(&o.redis, "redis", "", "URL of the Redis that counters and usage reports are in (required)")
-	fs.StringVar(&o.configRedis, "config-redis", "", "URL of the Redis that snapshots are published in (default: --redis)")
-	fs.StringVar(&o.instance, "instance", "", "name that keeps this installation apart from others in one Redis (default: from the UID of namespace kube-system)")
+	fs.SetOutput(io.Discard) // Whoever calls tells of errors.
+	fs.StringVar(&o.redis, "redis", "", "`URL` of the Redis that counters and usage reports are in (required)")
+	fs.StringVar(&o.configRedis, "config-redis", "", "`URL` of the Redis that snapshots are published in (default: --redis)")
+	fs.StringVar(&o.instance, "instance", "", "`name` that keeps this installation apart from others in one Redis (default: from the UID of namespace kube-system)")
 	fs.BoolVar(&o.leaderElect, "leader-elect", false, "work only while holding the leader lease, so that several replicas can run")
-	fs.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "namespace of the leader lease (default: the manager's own)")
-	fs.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "address of the metrics, served over TLS to authorized clients; 0 serves none")
-	fs.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 serves none")
-	fs.TextVar(&o.logLevel, "log-level", zapcore.InfoLevel, "least severe level to log: debug, info, warn or error")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
-		}
+	fs.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "`name` of the namespace of the leader lease (default: the manager's own)")
+	fs.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "`address` of the metrics, served over TLS to authorized clients; 0 serves none")
+	fs.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "`address` of /healthz and /readyz; 0 serves none")
+	fs.TextVar(&o.logLevel, "log-level", zapcore.InfoLevel, "least severe `level` to log: debug, info, warn or error")
+	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` that says where the Kubernetes API is (default: $KUBECONFIG, ~/.kube/config, or the cluster that this runs in)")
+	fs.BoolVar(&o.version, "version", false, "print the version, and nothing else")
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintln(stdout, "weir-manager compiles RateLimitPolicy objects for the sidecars and reports back onto them. Its flags are:")
+		fs.SetOutput(stdout)
+		fs.PrintDefaults()
+		return o, err
+	case err != nil:
 		return o, usageError{err}
-	}
-	if fs.NArg() > 0 {
+	case o.version:
+		return o, nil
+	case fs.NArg() > 0:
 		return o, usageError{fmt.Errorf("unexpected argument %q", fs.Arg(0))}
-	}
-	if o.redis == "" {
+	case o.redis == "":
 		return o, usageError{errors.New("--redis is required: the URL of the Redis to publish to, like redis://weir-redis:6379")}
 	}
+	if o.instance != "" {
+		if err := configstore.CheckInstance(o.instance); err != nil {
+			return o, usageError{fmt.Errorf("--instance: %w", err)}
+		}
+	}
 	return o, nil
+}
+
+// kubernetes finds the Kubernetes API, without a question to it.
+func (o options) kubernetes() (*rest.Config, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = o.kubeconfig
+	kube, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{}).ClientConfig()
+	switch {
+	case clientcmd.IsEmptyConfig(err):
+		return nil, usageError{errors.New("--kubeconfig is required outside a cluster: the file that says where the Kubernetes API is")}
+	case err != nil:
+		return nil, fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	kube.QPS = -1 // The API server shares itself out among its clients.
+	return kube, nil
 }
 
 // stores are the Redis servers that the flags name. Their clients connect with the first command.
