@@ -125,10 +125,14 @@ func settle(ctx context.Context, p *playground.Playground, dir string) error {
 
 func welcome(p *playground.Playground) string {
 	s := p.Sidecars[0]
-	return strings.NewReplacer("KUBECONFIG_PATH", p.Kubeconfig, "SIDECAR", s.URL, "ADMIN", s.Admin).Replace(`
+	environment := "export KUBECONFIG=" + p.Kubeconfig
+	if _, err := exec.LookPath("kubectl"); err != nil {
+		environment += "\n  export PATH=$PATH:" + filepath.Dir(p.ControlPlane.Kubectl)
+	}
+	return strings.NewReplacer("ENVIRONMENT", environment, "SIDECAR", s.URL, "ADMIN", s.Admin).Replace(`
 Weir is up. Next:
 
-  export KUBECONFIG=KUBECONFIG_PATH
+  ENVIRONMENT
   kubectl get weirpolicy --namespace shop
 
   # 30 requests of one client; its limit is 100 a minute and 20 at once
