@@ -165,14 +165,14 @@ func pair(listen, upstream list) ([]route, error) {
 	var routes []route
 	for _, s := range listen {
 		name, address := named(s)
+		if err := checkAddress(address); err != nil {
+			return nil, fmt.Errorf("--listen %s: %w", s, err)
+		}
 		if slices.ContainsFunc(routes, func(r route) bool { return r.name == name }) {
 			return nil, fmt.Errorf("--listen %s: there are two of one name", s)
 		}
 		if urls[name] == nil {
 			return nil, fmt.Errorf("--listen %s: there is no --upstream of the same name", s)
-		}
-		if err := checkAddress(address); err != nil {
-			return nil, fmt.Errorf("--listen %s: %w", s, err)
 		}
 		routes = append(routes, route{name: name, address: address, upstream: urls[name]})
 	}

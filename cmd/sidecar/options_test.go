@@ -110,7 +110,7 @@ func TestAFaultInTheFlagsNamesTheFlag(t *testing.T) {
 		{"an upstream without a host", "--listen :8080 --upstream http://:3000", "--upstream http://:3000: must be like http://127.0.0.1:8080"},
 		{"an upstream with a password", "--listen :8080 --upstream http://me:secret@x", "--upstream http://me:xxxxx@x: must have no user and password: those of clients are forwarded as they are"},
 		{"an upstream with a path", "--listen :8080 --upstream http://x/base", "--upstream http://x/base: must be a scheme, a host and a port: paths are forwarded as they are"},
-		{"a listener that is no address", "--listen 18080 --upstream http://x", "--listen 18080: must be like :8080 or 127.0.0.1:8080"},
+		{"a listener that is no address", "--listen 18080", "--listen 18080: must be like :8080 or 127.0.0.1:8080"},
 		{"a listener without a port", "--listen 127.0.0.1: --upstream http://x", "--listen 127.0.0.1:: must be like :8080 or 127.0.0.1:8080"},
 		{"a listener beyond the ports", "--listen :65536 --upstream http://x", "--listen :65536: must be like :8080 or 127.0.0.1:8080"},
 		{"an admin listener that is no address", route + "--policies p --admin-listen 15090", "--admin-listen 15090: must be like :8080 or 127.0.0.1:8080"},
