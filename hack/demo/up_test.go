@@ -28,7 +28,7 @@ func TestTheWelcomeLeadsToKubectl(t *testing.T) {
 
 	t.Run("and says nothing of it where the PATH has one", func(t *testing.T) {
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, "kubectl"), nil, 0o700); err != nil { //nolint:gosec // A program has to be executable.
+		if err := os.WriteFile(filepath.Join(dir, "kubectl"), nil, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		t.Setenv("PATH", dir)
