@@ -4,7 +4,6 @@ package match
 
 import (
 	"encoding/binary"
-	"net/http"
 	"net/netip"
 	"strings"
 )
@@ -29,13 +28,13 @@ const (
 type message []byte
 
 // newMessage writes the tuple of a request's values for a key into buf. In the order of the sources, the
-// first value that is missing and isn't shared ends it, and missing says what becomes of the request.
-func newMessage(buf []byte, key []source, v *view) (m message, missing string) {
+// first value that is lacking and isn't shared ends it, and onMissing says what becomes of the request.
+func newMessage(buf []byte, key []source, v *view) (m message, onMissing string) {
 	buf = append(buf, make([]byte, seedSize)...)
 	for i := range key {
 		s := &key[i]
-		with, ok := s.append(buf, v)
-		if !ok && (s.onMissing == onMissingSkip || s.onMissing == onMissingDeny) {
+		with, p := s.append(buf, v)
+		if s.denies(p) || s.skips(p) {
 			return nil, s.onMissing
 		}
 		buf = with
@@ -45,9 +44,8 @@ func newMessage(buf []byte, key []source, v *view) (m message, missing string) {
 
 // source is a [KeySource], ready to be read.
 type source struct {
-	kind byte
-	// name of the header, in canonical form.
-	name string
+	kind   byte
+	header headerName
 	// bits of an IPv6 address that count.
 	bits      int
 	onMissing string
@@ -59,7 +57,7 @@ func newSource(k KeySource) source {
 	s := source{onMissing: k.OnMissing}
 	switch {
 	case k.Header != "":
-		s.kind, s.name = kindHeader, http.CanonicalHeaderKey(k.Header)
+		s.kind, s.header = kindHeader, newHeaderName(k.Header)
 	case k.ClientIP != nil:
 		s.kind, s.bits = kindClientIP, k.ClientIP.IPv6PrefixLength
 	case k.Method:
@@ -67,17 +65,24 @@ func newSource(k KeySource) source {
 	case k.Host:
 		s.kind = kindHost
 	}
-	s.definition = binary.AppendVarint(appendString([]byte{s.kind}, s.name), int64(s.bits))
+	s.definition = binary.AppendVarint(appendString([]byte{s.kind}, s.header.canonical), int64(s.bits))
 	return s
 }
 
-// append appends the source and its value in a request, which follows a 1. It says whether there is a
-// value. A 0 stands for a missing one, and so no value that a client can send equals it.
-func (s *source) append(b []byte, v *view) ([]byte, bool) {
+// denies says whether the limit refuses a request because of the source.
+func (s *source) denies(p presence) bool { return p != given && s.onMissing == onMissingDeny }
+
+// skips says whether the limit leaves a request out because of the source. An ambiguous value never is a
+// reason: whoever wants to escape a limit could add a line.
+func (s *source) skips(p presence) bool { return p == missing && s.onMissing == onMissingSkip }
+
+// append appends the source, the presence of its value in a request, and the value if there is one. So no
+// value that a client can send equals a missing or an ambiguous one.
+func (s *source) append(b []byte, v *view) ([]byte, presence) {
 	b = append(b, s.definition...)
 	switch s.kind {
 	case kindHeader:
-		return appendLines(b, v.header(s.name))
+		return appendHeader(b, v, s.header)
 	case kindClientIP:
 		return appendAddr(b, v.Client, s.bits)
 	case kindMethod:
@@ -86,54 +91,44 @@ func (s *source) append(b []byte, v *view) ([]byte, bool) {
 	case kindHost:
 		return appendValue(b, v.host)
 	}
-	return append(b, 0), false
+	return append(b, byte(missing)), missing
 }
 
-// appendLines appends the lines of a header, joined by commas. An empty line is a value, no line is none.
-func appendLines(b []byte, lines []string) ([]byte, bool) {
-	if len(lines) == 0 {
-		return append(b, 0), false
+func appendHeader(b []byte, v *view, n headerName) ([]byte, presence) {
+	value, p := v.value(n)
+	b = append(b, byte(p))
+	if p == given {
+		b = appendString(b, value)
 	}
-	size := len(lines) - 1
-	for _, l := range lines {
-		size += len(l)
-	}
-	b = binary.AppendVarint(append(b, 1), int64(size))
-	for i, l := range lines {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(b, l...)
-	}
-	return b, true
+	return b, p
 }
 
 // appendAddr appends the network of an address: 4 bytes of IPv4, also where it comes mapped into IPv6, or
 // the first bits of IPv6.
-func appendAddr(b []byte, a netip.Addr, bits int) ([]byte, bool) {
+func appendAddr(b []byte, a netip.Addr, bits int) ([]byte, presence) {
 	a = a.Unmap().WithZone("")
 	if a.Is4() {
 		bits = a.BitLen()
 	}
 	network, err := a.Prefix(bits)
 	if err != nil || !a.IsValid() {
-		return append(b, 0), false
+		return append(b, byte(missing)), missing
 	}
-	b = binary.AppendVarint(append(b, 1), int64(a.BitLen()/8))
+	b = binary.AppendVarint(append(b, byte(given)), int64(a.BitLen()/8))
 	if a.Is4() {
 		ip := network.Addr().As4()
-		return append(b, ip[:]...), true
+		return append(b, ip[:]...), given
 	}
 	ip := network.Addr().As16()
-	return append(b, ip[:]...), true
+	return append(b, ip[:]...), given
 }
 
 // appendValue appends a value; the empty one is missing.
-func appendValue(b []byte, value string) ([]byte, bool) {
+func appendValue(b []byte, value string) ([]byte, presence) {
 	if value == "" {
-		return append(b, 0), false
+		return append(b, byte(missing)), missing
 	}
-	return appendString(append(b, 1), value), true
+	return appendString(append(b, byte(given)), value), given
 }
 
 // appendString appends a string after its length.

@@ -33,6 +33,14 @@ func TestKeys(t *testing.T) {
 	ip := KeySource{ClientIP: &ClientIPKey{IPv6PrefixLength: 64}}
 	from := func(addr string) Request { return Request{Client: netip.MustParseAddr(addr)} }
 	with := func(lines ...string) Request { return Request{Header: http.Header{"X-A": lines}} }
+	// alias has a line of x_a, and then others of x-a.
+	alias := func(first string, lines ...string) Request {
+		h := http.Header{"X_a": {first}}
+		if len(lines) > 0 {
+			h["X-A"] = lines
+		}
+		return Request{Header: h}
+	}
 	header := KeySource{Header: "x-a"}
 
 	for name, tt := range map[string]struct {
@@ -42,8 +50,14 @@ func TestKeys(t *testing.T) {
 	}{
 		"another header value is another counter":         {header, with("1"), with("2"), false},
 		"an empty value is a value":                       {header, with(""), Request{}, false},
-		"several lines are one value":                     {header, with("1", "2"), with("1,2"), true},
-		"the order of lines counts":                       {header, with("1", "2"), with("2", "1"), false},
+		"several lines name no counter of their own":      {header, with("1", "2"), with("1", "3"), true},
+		"an added empty line is a line":                   {header, with("1", ""), with("2", ""), true},
+		"several lines are not their first one":           {header, with("1", "2"), with("1"), false},
+		"several lines are not no line":                   {header, with("1", "2"), Request{}, false},
+		"commas in one line are part of the value":        {header, with("1,2"), with("1,3"), false},
+		"an alias makes a value ambiguous":                {header, alias("1", "2"), with("1", "2"), true},
+		"an alias alone is ambiguous, too":                {header, alias("1"), with("1", "2"), true},
+		"a header like a key with an underscore is one":   {KeySource{Header: "x_a"}, alias("1", "2"), alias("1", "3"), true},
 		"the case of a header's name says nothing":        {KeySource{Header: "X-a"}, with("1"), with("1"), true},
 		"another address is another counter":              {ip, from("192.0.2.1"), from("192.0.2.2"), false},
 		"a mapped IPv4 address is an IPv4 address":        {ip, from("192.0.2.1"), from("::ffff:192.0.2.1"), true},
@@ -115,6 +129,42 @@ func TestMissing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if diff := cmp.Diff(tt.want, missing(tt.how...)); diff != "" {
 				t.Errorf("hits (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAmbiguous(t *testing.T) {
+	hits := func(onMissing string, h http.Header) []limiter.Hit {
+		key := []KeySource{{Header: "x-api-key", OnMissing: onMissing}}
+		return matcher(checkout(Limit{Name: "a", Key: key, Limit: hundred})).Match(Request{Header: h})
+	}
+	two := http.Header{"X-Api-Key": {"real", "r0"}}
+	shared := hits("Share", two)
+
+	t.Run("Skip counts it as Share does", func(t *testing.T) {
+		if diff := cmp.Diff(shared, hits("Skip", two)); diff != "" {
+			t.Errorf("hits (-Share +Skip):\n%s", diff)
+		}
+	})
+	t.Run("Deny refuses without a key", func(t *testing.T) {
+		denied := slices.Clone(shared)
+		denied[0].Key, denied[0].Deny = "", true
+		if diff := cmp.Diff(denied, hits("Deny", two)); diff != "" {
+			t.Errorf("hits (-want +got):\n%s", diff)
+		}
+	})
+	for _, name := range []string{"X_api_key", "X_api-Key", "X-Api_key", "X.api.key"} {
+		t.Run("an alias like "+name+" doesn't escape Skip", func(t *testing.T) {
+			if diff := cmp.Diff(shared, hits("Skip", http.Header{name: {"real"}})); diff != "" {
+				t.Errorf("hits (-want +got):\n%s", diff)
+			}
+		})
+	}
+	for _, name := range []string{"X_api_keys", "Y_api_key", "Xapikey", "X_api"} {
+		t.Run(name+" is no alias", func(t *testing.T) {
+			if got := hits("Skip", http.Header{name: {"real"}}); got != nil {
+				t.Errorf("got %v", got)
 			}
 		})
 	}

@@ -49,6 +49,8 @@ type Matcher struct {
 	rules     []rule
 	// readsPaths says whether any rule looks at paths. Reading a path costs something.
 	readsPaths bool
+	// readsHeaders says whether any rule looks at headers, and so at their aliases.
+	readsHeaders bool
 }
 
 // policyName names a policy.
@@ -65,9 +67,8 @@ func New(policies []Policy, o Options) *Matcher {
 			m.rules = append(m.rules, newRule(p, l, names))
 		}
 	}
-	m.readsPaths = slices.ContainsFunc(m.rules, func(r rule) bool {
-		return slices.ContainsFunc(r.when, func(c condition) bool { return len(c.paths) > 0 })
-	})
+	m.readsPaths = slices.ContainsFunc(m.rules, rule.readsPaths)
+	m.readsHeaders = slices.ContainsFunc(m.rules, rule.readsHeaders)
 	return m
 }
 
@@ -102,6 +103,9 @@ func (m *Matcher) Match(r Request) []limiter.Hit {
 		// Most paths have one reading, and cost no allocation.
 		var buf [1]string
 		v.paths = readings(buf[:0], r.Path)
+	}
+	if m.readsHeaders {
+		v.odd = oddNames(r.Header)
 	}
 	var hits []limiter.Hit
 	for i := range m.rules {
@@ -151,14 +155,23 @@ func newRule(p Policy, l Limit, names *namer) rule {
 	return r
 }
 
+func (r rule) readsPaths() bool {
+	return slices.ContainsFunc(r.when, func(c condition) bool { return len(c.paths) > 0 })
+}
+
+func (r rule) readsHeaders() bool {
+	return slices.ContainsFunc(r.when, func(c condition) bool { return len(c.headers) > 0 }) ||
+		slices.ContainsFunc(r.key, func(s source) bool { return s.kind == kindHeader })
+}
+
 // appendHits appends the hits of a request under this rule.
 func (r *rule) appendHits(hits []limiter.Hit, v *view) []limiter.Hit {
 	if !r.serves(v.Listener) || !r.matches(v) {
 		return hits
 	}
 	var scratch [256]byte
-	m, missing := newMessage(scratch[:0], r.key, v)
-	if missing == onMissingSkip {
+	m, onMissing := newMessage(scratch[:0], r.key, v)
+	if onMissing == onMissingSkip {
 		return hits
 	}
 	hits = slices.Grow(hits, len(r.counters))
@@ -168,7 +181,7 @@ func (r *rule) appendHits(hits []limiter.Hit, v *view) []limiter.Hit {
 			continue
 		}
 		h := r.hit
-		if missing == onMissingDeny {
+		if onMissing == onMissingDeny {
 			h.Deny = true
 		} else {
 			h.Key = c.key(m)

@@ -3,7 +3,7 @@
 package match
 
 import (
-	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -13,17 +13,16 @@ type view struct {
 	host string
 	// paths are the readings of the path.
 	paths []string
+	// odd are the names of headers that may be aliases of others.
+	odd []string
 }
-
-// header gives the lines of a header, whose name has to be in canonical form.
-func (v *view) header(name string) []string { return v.Header[name] }
 
 // condition is a [When], ready to be evaluated.
 type condition struct {
 	methods []string
 	paths   []PathMatch
 	hosts   []string
-	headers []HeaderMatch
+	headers []headerCondition
 }
 
 func newCondition(w When) condition {
@@ -36,8 +35,7 @@ func newCondition(w When) condition {
 		c.paths = append(c.paths, p)
 	}
 	for _, h := range w.Headers {
-		h.Name = http.CanonicalHeaderKey(h.Name)
-		c.headers = append(c.headers, h)
+		c.headers = append(c.headers, headerCondition{HeaderMatch: h, name: newHeaderName(h.Name)})
 	}
 	return c
 }
@@ -117,24 +115,31 @@ func (p *PathMatch) matches(path string) bool {
 
 func (c *condition) hasHeaders(v *view) bool {
 	for i := range c.headers {
-		if !c.headers[i].matches(v.header(c.headers[i].Name)) {
+		if !c.headers[i].holds(v) {
 			return false
 		}
 	}
 	return true
 }
 
-// matches looks at all lines as one value, joined by commas.
-func (h *HeaderMatch) matches(lines []string) bool {
+// headerCondition is a [HeaderMatch], ready to be evaluated.
+type headerCondition struct {
+	HeaderMatch
+	name headerName
+}
+
+// holds says whether any line matches, be it an alias's. Aliases don't make a header less absent: an
+// application that knows none would serve such a request as one without the header.
+func (h *headerCondition) holds(v *view) bool {
 	switch h.Type {
 	case typePresent:
-		return len(lines) > 0
+		return len(v.lines(h.name)) > 0
 	case typeAbsent:
-		return len(lines) == 0
+		return len(v.Header[h.name.canonical]) == 0
 	case typeExact:
-		return len(lines) > 0 && strings.Join(lines, ",") == h.Value
+		return slices.Contains(v.lines(h.name), h.Value)
 	case typePrefix:
-		return len(lines) > 0 && strings.HasPrefix(strings.Join(lines, ","), h.Value)
+		return slices.ContainsFunc(v.lines(h.name), func(l string) bool { return strings.HasPrefix(l, h.Value) })
 	}
 	return false
 }

@@ -74,10 +74,12 @@ func TestHeaders(t *testing.T) {
 	}{
 		"Exact matches the value":                   {HeaderMatch{Type: "Exact", Value: "a"}, []string{"a"}, true},
 		"Exact looks at case":                       {HeaderMatch{Type: "Exact", Value: "a"}, []string{"A"}, false},
-		"Exact sees several lines as one":           {HeaderMatch{Type: "Exact", Value: "a,b"}, []string{"a", "b"}, true},
+		"Exact matches any of several lines":        {HeaderMatch{Type: "Exact", Value: "a"}, []string{"b", "a"}, true},
+		"Exact doesn't join lines":                  {HeaderMatch{Type: "Exact", Value: "a,b"}, []string{"a", "b"}, false},
 		"Exact wants the header, even for no value": {HeaderMatch{Type: "Exact"}, nil, false},
 		"Exact matches an empty value":              {HeaderMatch{Type: "Exact"}, []string{""}, true},
 		"Prefix matches the beginning":              {HeaderMatch{Type: "Prefix", Value: "Bot"}, []string{"Bot/1"}, true},
+		"Prefix matches any of several lines":       {HeaderMatch{Type: "Prefix", Value: "Bot"}, []string{"", "Bot/1"}, true},
 		"Prefix matches nothing else":               {HeaderMatch{Type: "Prefix", Value: "Bot"}, []string{"A Bot"}, false},
 		"Prefix wants the header":                   {HeaderMatch{Type: "Prefix"}, nil, false},
 		"Present matches an empty value":            {HeaderMatch{Type: "Present"}, []string{""}, true},
@@ -94,6 +96,23 @@ func TestHeaders(t *testing.T) {
 			}
 			if got := hit(r, When{Headers: []HeaderMatch{tt.match}}); got != tt.want {
 				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestAliases(t *testing.T) {
+	r := Request{Header: http.Header{"X_test": {"a"}}}
+	for claim, m := range map[string]HeaderMatch{
+		"Exact matches the value of an alias":  {Type: "Exact", Value: "a"},
+		"Prefix matches the value of an alias": {Type: "Prefix", Value: "a"},
+		"Present matches an alias":             {Type: "Present"},
+		"Absent matches in spite of an alias":  {Type: "Absent"},
+	} {
+		t.Run(claim, func(t *testing.T) {
+			m.Name = "x-test"
+			if !hit(r, When{Headers: []HeaderMatch{m}}) {
+				t.Error("no hit")
 			}
 		})
 	}
