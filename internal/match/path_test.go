@@ -21,7 +21,25 @@ func TestPaths(t *testing.T) {
 		claim:   "Exact matches the whole path and its case",
 		match:   PathMatch{Type: "Exact", Value: "/login"},
 		hits:    []string{"/login"},
-		passing: []string{"/", "/login/", "/logins", "/Login", "/a/login", ""},
+		passing: []string{"/", "/login/a", "/logins", "/Login", "/LOGIN/", "/a/login", ""},
+	}, {
+		claim: "Exact matches a path that only a slash at the end tells apart",
+		match: PathMatch{Type: "Exact", Value: "/echo/login"},
+		hits: []string{
+			"/echo/login/", "/echo/login//", "/echo/login/.", "/echo/login/%2e", "/echo/login/%2E/", "/echo/login%2f",
+			"/echo/login%2F.", "/echo/login%5C", "/echo/login/;a", "/echo/login;a/", "/echo/login/x/..", "/echo/login/./",
+		},
+		passing: []string{"/echo/login/..", "/echo/login/x"},
+	}, {
+		claim:   "a slash at the end of an Exact says nothing",
+		match:   PathMatch{Type: "Exact", Value: "/login/"},
+		hits:    []string{"/login", "/login/"},
+		passing: []string{"/", "/login/a"},
+	}, {
+		claim:   "Exact / matches the root alone",
+		match:   PathMatch{Type: "Exact", Value: "/"},
+		hits:    []string{"/", "", "//", "/.", "/.."},
+		passing: []string{"/a", "/a/"},
 	}, {
 		claim: "Exact matches whatever some server takes for the path",
 		match: PathMatch{Type: "Exact", Value: "/login"},

@@ -28,10 +28,7 @@ type condition struct {
 func newCondition(w When) condition {
 	c := condition{methods: w.Methods, hosts: w.Hosts}
 	for _, p := range w.Paths {
-		p.Value = canonicalPath(p.Value)
-		if p.Type == typePrefix {
-			p.Value = strings.TrimSuffix(p.Value, "/")
-		}
+		p.Value = strings.TrimSuffix(canonicalPath(p.Value), "/")
 		c.paths = append(c.paths, p)
 	}
 	for _, h := range w.Headers {
@@ -101,11 +98,12 @@ func (c *condition) hasPath(paths []string) bool {
 	return len(c.paths) == 0
 }
 
-// matches compares a path with a value in canonical form; that of a prefix has no slash at its end.
+// matches compares a path with a value in canonical form, without a slash at its end. What follows one in
+// the path is nothing: many routers serve /a/ as /a.
 func (p *PathMatch) matches(path string) bool {
 	switch p.Type {
 	case typeExact:
-		return path == p.Value
+		return strings.TrimSuffix(path, "/") == p.Value
 	case typePrefix:
 		rest, ok := strings.CutPrefix(path, p.Value)
 		return ok && (rest == "" || rest[0] == '/')
