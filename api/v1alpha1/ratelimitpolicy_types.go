@@ -357,7 +357,8 @@ type RequestMatch struct {
 	// +optional
 	Hosts []string `json:"hosts,omitempty"`
 
-	// headers: all of them must match.
+	// headers: all of them must match. Of several lines of a header, one that matches is enough, and so is
+	// one of another header whose name differs only in punctuation, like x_beta from x-beta.
 	// +listType=map
 	// +listMapKey=name
 	// +kubebuilder:validation:MinItems=1
@@ -380,15 +381,17 @@ type Expression string
 //
 // +kubebuilder:validation:XValidation:rule="self.type == 'RegularExpression' || self.value.startsWith('/')",message="must begin with /, as every path does",fieldPath=".value"
 type PathMatch struct {
-	// type is Exact, Prefix (of whole elements: /a matches /a and /a/b, not /ab), Template (like
-	// /orders/{id}) or RegularExpression (RE2, of the whole path). Not supported yet: the latter two.
+	// type is Exact (of the whole path: /a matches /a and /a/, not /a/b), Prefix (of whole elements: /a
+	// matches /a and /a/b, not /ab), Template (like /orders/{id}) or RegularExpression (RE2, of the whole
+	// path). Not supported yet: the latter two.
 	// +kubebuilder:validation:Enum=Exact;Prefix;Template;RegularExpression
 	// +kubebuilder:default=Prefix
 	// +optional
 	Type string `json:"type,omitempty"`
 
 	// value is the path, prefix, template or expression. Paths are compared in a canonical form: //a,
-	// /x/../a and /%61 are /a.
+	// /x/../a and /%61 are /a. Case counts: /A is not /a. If your application ignores case, limit a
+	// prefix above all spellings, like /.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
 	// +required
@@ -429,7 +432,10 @@ type HeaderName string
 // +kubebuilder:validation:ExactlyOneOf=header;cookie;query;clientIP;claim;pathParam;method;host;expression
 type KeySource struct {
 	// header is the value of a header, which any client can choose: it separates clients that
-	// cooperate. Several lines count as one value, joined by commas.
+	// cooperate. Applications differ in which of several lines they read, and some take x_api_key for
+	// x-api-key. So all requests with several lines of the header, or with another header whose name
+	// differs only in punctuation, count together in one counter, also where onMissing is Skip; where it
+	// is Deny they are refused.
 	// +optional
 	Header *HeaderKey `json:"header,omitempty"`
 
