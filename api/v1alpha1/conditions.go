@@ -11,8 +11,9 @@ const (
 	ConditionAccepted = "Accepted"
 	// ConditionProgrammed says whether the config store holds this generation's limits.
 	ConditionProgrammed = "Programmed"
-	// ConditionEnforced says whether every enforcer of the targets reports this generation's limits.
-	// It is Unknown, and does not hold back Ready, while there is no enforcer.
+	// ConditionEnforced says whether every enforcer that the targets are known to have reports this
+	// generation's limits. One that falls silent is known for a minute; one that stops in good order, not at
+	// all. It is Unknown, and does not hold back Ready, while there is no enforcer.
 	ConditionEnforced = "Enforced"
 	// ConditionStoreReady says whether the manager can read and write the config store, and whether
 	// every enforcer can reach its counters. While an enforcer can't, onStoreFailure decides there.

@@ -161,7 +161,7 @@ func addControllers(mgr ctrl.Manager, redis stores, instance string) error {
 	if err := status.SetupWithManager(mgr); err != nil {
 		return err
 	}
-	if err := metrics.Registry.Register(controller.NewPolicyMetrics(mgr.GetClient())); err != nil {
+	if err := metrics.Registry.Register(controller.NewPolicyMetrics(mgr.GetClient(), mgr.Elected())); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	return nil

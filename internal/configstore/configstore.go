@@ -53,9 +53,11 @@ type Snapshot struct {
 	Policies []Policy `json:"policies"`
 }
 
-// Policy is one policy, and since when.
+// Policy is one policy, of which object, and since when.
 type Policy struct {
 	match.Policy
+	// UID of the object: a policy that is deleted and created again is another one.
+	UID string `json:"uid,omitempty"`
 	// Since is the first revision that carries the policy as it is here.
 	Since Revision `json:"since"`
 }
@@ -69,6 +71,7 @@ type Publisher interface {
 	// Publishing what is stored already, revision and all, does nothing and is no error.
 	// The revision may be of an earlier epoch than the one claimed, never of a later one: a leader
 	// restores what a flush has taken by publishing it as it was.
+	// A snapshot without policies is kept for a day: who wants it longer has to restore it.
 	// It fails with [ErrFenced] for a deposed leader, with [ErrStale] when the stored revision is the
 	// same or later, and with [ErrTooLarge].
 	Publish(ctx context.Context, s Snapshot) error

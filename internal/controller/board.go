@@ -3,7 +3,6 @@
 package controller
 
 import (
-	"errors"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -14,16 +13,29 @@ import (
 
 // notice is what came of one policy the last time that its namespace was looked at.
 type notice struct {
-	// generation of the object that was looked at.
+	// uid and generation are of the object that was looked at.
+	uid        types.UID
 	generation int64
 	// refusal is why it was not accepted; nil when it was.
 	refusal error
 	// published is what the store is known to hold of it; nil is nothing.
 	published *configstore.Policy
+	// epoch is that of the snapshot that the store is known to hold.
+	epoch int64
 	// summary of the limits that are to be enforced; empty when none are.
 	summary string
-	// err is why the store could not be brought up to date.
+	// err is why the store could not be brought up to date with this policy.
 	err error
+}
+
+// view is all that there is to tell of one policy.
+type view struct {
+	notice
+	observed
+	// storeErr is why the manager can't reach the config store.
+	storeErr error
+	// reportsErr is why the manager can't read what enforcers report. What was observed is old then.
+	reportsErr error
 }
 
 // Board is where the parts of this package leave notes for the one that writes status, which it wakes. It
@@ -33,20 +45,28 @@ type Board struct {
 	// changed wakes the writer of status for each policy of which there is something new to tell.
 	changed trigger
 
-	mu      sync.Mutex
-	notices map[string]map[string]notice // by namespace and name of the policy
-	seen    map[string]observed          // by namespace
-	digests map[string]string            // of what was seen
-	readErr error
+	mu         sync.Mutex
+	notices    map[string]map[string]notice // by namespace and name of the policy
+	seen       map[string]observed          // by namespace
+	storeErr   error
+	reportsErr error
 }
 
 // NewBoard gives an empty board.
 func NewBoard() *Board {
-	return &Board{notices: map[string]map[string]notice{}, readErr: errNotRead}
+	return &Board{notices: map[string]map[string]notice{}}
 }
 
-// errNotRead stands until the enforcers' reports have been read for the first time.
-var errNotRead = errors.New("the enforcers' reports have not been read yet")
+// view gives what there is to tell of a policy as it is now. There is nothing until its present generation
+// has been judged, and the reports of its namespace have been read, or found to be out of reach.
+func (b *Board) view(p *v1alpha1.RateLimitPolicy) (view, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n, judged := b.notices[p.Namespace][p.Name]
+	seen, read := b.seen[p.Namespace]
+	v := view{notice: n, observed: seen, storeErr: b.storeErr, reportsErr: b.reportsErr}
+	return v, judged && n.uid == p.UID && n.generation == p.Generation && (read || b.reportsErr != nil)
+}
 
 // post replaces the notices of a namespace.
 func (b *Board) post(namespace string, notices map[string]notice) {
@@ -65,36 +85,35 @@ func (b *Board) post(namespace string, notices map[string]notice) {
 	}
 }
 
-// notice gives what there is to tell of a policy as it is now. There is none until its present generation
-// has been looked at.
-func (b *Board) notice(p *v1alpha1.RateLimitPolicy) (notice, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	n, ok := b.notices[p.Namespace][p.Name]
-	return n, ok && n.generation == p.Generation
-}
-
-// observe replaces what the enforcers report, by namespace.
+// observe replaces what the enforcers report, by namespace. It has an entry for each that was read.
 func (b *Board) observe(seen map[string]observed) {
-	digests := make(map[string]string, len(seen))
-	for namespace, o := range seen {
-		digests[namespace] = o.digest()
-	}
 	b.mu.Lock()
-	blind, old := b.readErr != nil, b.digests
-	b.seen, b.digests, b.readErr = seen, digests, nil
+	old := b.seen
+	b.seen = seen
 	b.mu.Unlock()
-	b.wake(func(namespace string) bool { return blind || digests[namespace] != old[namespace] })
+	b.wake(func(namespace string) bool {
+		was, known := old[namespace]
+		return !known || was.digest != seen[namespace].digest
+	})
 }
 
-// cannotObserve says why nothing is known of the enforcers at present.
-func (b *Board) cannotObserve(err error) {
+// storeAway says why the config store can't be reached, or nil when it can.
+func (b *Board) storeAway(err error) {
 	b.mu.Lock()
-	blind := b.readErr != nil
-	b.readErr = err
+	b.storeErr = err
 	b.mu.Unlock()
-	b.wake(func(string) bool { return !blind })
+	b.wake(everywhere)
 }
+
+// reportsAway says why the enforcers' reports can't be read, or nil when they can.
+func (b *Board) reportsAway(err error) {
+	b.mu.Lock()
+	b.reportsErr = err
+	b.mu.Unlock()
+	b.wake(everywhere)
+}
+
+func everywhere(string) bool { return true }
 
 // wake wakes the writer of status for all policies of some namespaces.
 func (b *Board) wake(in func(namespace string) bool) {
@@ -114,20 +133,15 @@ func (b *Board) wake(in func(namespace string) bool) {
 	}
 }
 
-// observedIn gives what the enforcers of a namespace report, or why that isn't known.
-func (b *Board) observedIn(namespace string) (observed, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.seen[namespace], b.readErr
-}
-
 // tellsTheSameAs says whether two notices make the same status.
 func (n notice) tellsTheSameAs(o notice) bool {
-	return n.generation == o.generation &&
+	return n.uid == o.uid &&
+		n.generation == o.generation &&
 		text(n.refusal) == text(o.refusal) &&
+		since(n.published) == since(o.published) &&
+		n.epoch == o.epoch &&
 		n.summary == o.summary &&
-		(n.err == nil) == (o.err == nil) &&
-		since(n.published) == since(o.published)
+		text(n.err) == text(o.err)
 }
 
 func since(p *configstore.Policy) configstore.Revision {

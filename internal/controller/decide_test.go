@@ -44,9 +44,8 @@ func TestJudge(t *testing.T) {
 	accepted := func(generation, requests int64) *lastAccepted {
 		return &lastAccepted{generation: generation, spec: aPolicy(generation, requests).Spec}
 	}
-	published := func(requests int64) *configstore.Policy {
-		limits := mustCompile(t, aPolicy(1, requests))
-		return &configstore.Policy{Policy: limits}
+	published := func(generation, requests int64) *configstore.Policy {
+		return &configstore.Policy{Policy: mustCompile(t, aPolicy(generation, requests)), UID: "uid-of-a"}
 	}
 	type outcome struct {
 		reason        string
@@ -79,7 +78,7 @@ func TestJudge(t *testing.T) {
 			want: outcome{reason: v1alpha1.ReasonUnsupported, requests: 10, generation: 1, targets: 1},
 		},
 		"a bad edit keeps what is published while the kept spec can't be seen": {
-			policy: unsupported(2), published: published(10), workloads: withCheckout,
+			policy: unsupported(2), published: published(1, 10), workloads: withCheckout,
 			want: outcome{reason: v1alpha1.ReasonUnsupported, requests: 10, generation: 1, targets: 1},
 		},
 		"a bad first spec enforces nothing": {
@@ -90,9 +89,13 @@ func TestJudge(t *testing.T) {
 			policy: aPolicy(1, 10), workloads: policy.Workloads{},
 			want: outcome{reason: v1alpha1.ReasonTargetNotFound},
 		},
-		"a target that goes away leaves the rest in force": {
-			policy: aPolicy(1, 10), last: accepted(1, 10), published: published(10), workloads: policy.Workloads{},
-			want: outcome{reason: v1alpha1.ReasonTargetNotFound, requests: 10, generation: 1, targets: 0},
+		"a target that goes away stays in force": {
+			policy: aPolicy(1, 10), last: accepted(1, 10), published: published(1, 10), workloads: policy.Workloads{},
+			want: outcome{reason: v1alpha1.ReasonTargetNotFound, requests: 10, generation: 1, targets: 1},
+		},
+		"a bad edit keeps what is published when the kept specs that we see are older": {
+			policy: unsupported(3), last: accepted(1, 1000), published: published(2, 10), workloads: withCheckout,
+			want: outcome{reason: v1alpha1.ReasonUnsupported, requests: 10, generation: 2, targets: 1},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -126,11 +129,16 @@ func TestSnapshot(t *testing.T) {
 		},
 	}
 	next := configstore.Revision{Epoch: 8, Number: 4}
+	again := configstore.Policy{Policy: a, UID: "another", Since: next}
 	for name, test := range map[string]struct {
 		decided decisions
 		base    configstore.Snapshot
 		want    configstore.Snapshot
 	}{
+		"a policy that was deleted and created again is a new one": {
+			decided: decisions{{name: "a", uid: "another", limits: &a}, {name: "b", limits: &b}}, base: base,
+			want: configstore.Snapshot{Namespace: "shop", Revision: next, Policies: []configstore.Policy{again, base.Policies[1]}},
+		},
 		"what is published already is left as it is": {
 			decided: decisions{{name: "a", limits: &a}, {name: "b", limits: &b}}, base: base, want: base,
 		},

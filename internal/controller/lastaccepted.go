@@ -3,6 +3,7 @@
 package controller
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -10,9 +11,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -36,6 +37,11 @@ type lastAccepted struct {
 	spec       v1alpha1.RateLimitPolicySpec
 }
 
+// keepError says that an accepted spec can't be kept. It is about one policy alone.
+type keepError struct{ error }
+
+func (e keepError) Unwrap() error { return e.error }
+
 // of gives the policy as it was when this was accepted.
 func (l *lastAccepted) of(p *v1alpha1.RateLimitPolicy) *v1alpha1.RateLimitPolicy {
 	old := p.DeepCopy()
@@ -50,7 +56,8 @@ type acceptedSpecs struct {
 	client client.Client
 }
 
-// inNamespace gives the last accepted specs of a namespace by the policy's UID.
+// inNamespace gives the last accepted specs of a namespace by the policy's UID. What this release can't
+// read, as a later one has kept it, is left out: half understood, it would be another limit.
 func (s acceptedSpecs) inNamespace(ctx context.Context, namespace string) (map[types.UID]*lastAccepted, error) {
 	revisions, err := s.list(ctx, namespace)
 	if err != nil {
@@ -63,19 +70,29 @@ func (s acceptedSpecs) inNamespace(ctx context.Context, namespace string) (map[t
 			continue
 		}
 		var data acceptedSpec
-		if err := json.Unmarshal(revision.Data.Raw, &data); err != nil {
-			return nil, fmt.Errorf("reading the accepted spec in ControllerRevision %s: %w", revision.Name, err)
+		decoder := json.NewDecoder(bytes.NewReader(revision.Data.Raw))
+		decoder.DisallowUnknownFields()
+		if decoder.Decode(&data) != nil {
+			delete(last, owner.UID)
+			continue
 		}
 		last[owner.UID] = &lastAccepted{generation: revision.Revision, spec: data.Spec}
 	}
 	return last, nil
 }
 
-// keep makes the policy's spec its last accepted one.
+// keep makes the policy's spec its last accepted one. Its errors are keepErrors.
 func (s acceptedSpecs) keep(ctx context.Context, p *v1alpha1.RateLimitPolicy) error {
+	if err := s.create(ctx, p); err != nil {
+		return keepError{fmt.Errorf("keeping the accepted spec of %s: %w", p.Name, err)}
+	}
+	return nil
+}
+
+func (s acceptedSpecs) create(ctx context.Context, p *v1alpha1.RateLimitPolicy) error {
 	raw, err := json.Marshal(acceptedSpec{Spec: p.Spec})
 	if err != nil {
-		return fmt.Errorf("writing down the spec of %s: %w", p.Name, err)
+		return err
 	}
 	revision := &appsv1.ControllerRevision{
 		ObjectMeta: metav1.ObjectMeta{
@@ -87,22 +104,30 @@ func (s acceptedSpecs) keep(ctx context.Context, p *v1alpha1.RateLimitPolicy) er
 		Data:     runtime.RawExtension{Raw: raw},
 	}
 	if err := controllerutil.SetControllerReference(p, revision, s.client.Scheme()); err != nil {
-		return fmt.Errorf("making %s the owner of its accepted spec: %w", p.Name, err)
+		return err
 	}
-	if err := s.client.Create(ctx, revision); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("keeping the accepted spec of %s: %w", p.Name, err)
-	}
-	return s.forgetBefore(ctx, p)
+	return client.IgnoreAlreadyExists(s.client.Create(ctx, revision))
 }
 
-// forgetBefore deletes what was accepted before the policy's present generation.
-func (s acceptedSpecs) forgetBefore(ctx context.Context, p *v1alpha1.RateLimitPolicy) error {
-	revisions, err := s.list(ctx, p.Namespace)
+// forgetSuperseded deletes what was accepted before the specs that are newly accepted. It comes after their
+// publication: until then the earlier ones are what is in force.
+func (s acceptedSpecs) forgetSuperseded(ctx context.Context, decided decisions) error {
+	accepted := map[types.UID]int64{}
+	for _, d := range decided {
+		if d.newlyAccepted {
+			accepted[d.uid] = d.generation
+		}
+	}
+	if len(accepted) == 0 {
+		return nil
+	}
+	revisions, err := s.list(ctx, decided[0].limits.Namespace)
 	if err != nil {
 		return err
 	}
 	for _, revision := range revisions {
-		if !metav1.IsControlledBy(&revision, p) || revision.Revision >= p.Generation {
+		owner := metav1.GetControllerOf(&revision)
+		if owner == nil || revision.Revision >= accepted[owner.UID] {
 			continue
 		}
 		if err := s.client.Delete(ctx, &revision); client.IgnoreNotFound(err) != nil {
@@ -128,5 +153,5 @@ func revisionName(p *v1alpha1.RateLimitPolicy) string {
 	const longest = 253
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%d", p.UID, p.Generation))
 	suffix := "-" + hex.EncodeToString(sum[:5])
-	return p.Name[:min(len(p.Name), longest-len(suffix))] + suffix
+	return strings.TrimRight(p.Name[:min(len(p.Name), longest-len(suffix))], "-.") + suffix
 }

@@ -19,17 +19,26 @@ var policiesDesc = prometheus.NewDesc("weir_policies", "Number of RateLimitPolic
 // PolicyMetrics collects weir_policies{ready}: how many policies are Ready (True), are not (False), or
 // have not been looked at (Unknown).
 type PolicyMetrics struct {
-	client client.Reader
+	client  client.Reader
+	elected <-chan struct{}
 }
 
-// NewPolicyMetrics gives a collector that counts what reader lists, which should be a cache.
-func NewPolicyMetrics(reader client.Reader) PolicyMetrics { return PolicyMetrics{client: reader} }
+// NewPolicyMetrics gives a collector that counts what reader lists, which should be a cache. It counts
+// nothing until elected is closed, so that each policy is counted by one manager.
+func NewPolicyMetrics(reader client.Reader, elected <-chan struct{}) PolicyMetrics {
+	return PolicyMetrics{client: reader, elected: elected}
+}
 
 // Describe implements prometheus.Collector.
 func (m PolicyMetrics) Describe(descs chan<- *prometheus.Desc) { descs <- policiesDesc }
 
 // Collect implements prometheus.Collector. A cache that can't be read gives no figures rather than wrong ones.
 func (m PolicyMetrics) Collect(metrics chan<- prometheus.Metric) {
+	select {
+	case <-m.elected:
+	default:
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	var policies v1alpha1.RateLimitPolicyList

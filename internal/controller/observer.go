@@ -41,13 +41,9 @@ func NewObserver(c client.Reader, reports reader, board *Board) *Observer {
 func (o *Observer) Start(ctx context.Context) error {
 	tick := time.NewTicker(observeInterval)
 	defer tick.Stop()
-	failing := false
+	outage := outage{log: log.FromContext(ctx).WithName("usage"), tell: o.board.reportsAway}
 	for {
-		err := o.observe(ctx)
-		if failing != (err != nil) && ctx.Err() == nil {
-			failing = err != nil
-			log.FromContext(ctx).Info("reading usage reports", "failing", failing, "error", text(err))
-		}
+		outage.note(o.observe(ctx))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -63,12 +59,11 @@ func (o *Observer) observe(ctx context.Context) error {
 	}
 	reports, err := o.reports.Read(ctx, namespaces...)
 	if err != nil {
-		o.board.cannotObserve(err)
 		return err
 	}
-	seen := make(map[string]observed, len(reports))
-	for namespace, r := range reports {
-		seen[namespace] = observe(r)
+	seen := make(map[string]observed, len(namespaces))
+	for _, namespace := range namespaces {
+		seen[namespace] = observe(reports[namespace])
 	}
 	o.board.observe(seen)
 	return nil
@@ -93,25 +88,21 @@ type observed struct {
 	enforcers []usage.Observed
 	// totals are the counts of all of them, rounded as a status tells them.
 	totals map[limiter.LimitID]usage.Counts
+	// digest changes when another status is to be told.
+	digest string
 }
 
 func observe(reports []usage.Observed) observed {
 	o := observed{enforcers: reports, totals: usage.Totals(reports)}
-	for id, total := range o.totals {
-		o.totals[id] = total.Rounded()
-	}
-	return o
-}
-
-// digest changes when another status is to be told.
-func (o observed) digest() string {
 	lines := make([]string, 0, len(o.enforcers)+len(o.totals))
 	for _, e := range o.enforcers {
 		lines = append(lines, fmt.Sprint(e.Enforcer, e.Revision, e.Age > silence, e.Age > forgotten, e.Degraded))
 	}
 	for id, total := range o.totals {
-		lines = append(lines, fmt.Sprint(id, total))
+		o.totals[id] = total.Rounded()
+		lines = append(lines, fmt.Sprint(id, o.totals[id]))
 	}
 	slices.Sort(lines)
-	return strings.Join(lines, "\n")
+	o.digest = strings.Join(lines, "\n")
+	return o
 }

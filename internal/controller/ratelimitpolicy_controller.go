@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -16,7 +17,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
@@ -25,8 +25,12 @@ import (
 // fieldOwner owns the status of our objects.
 const fieldOwner = client.FieldOwner("weir-manager")
 
-// usageInterval is how often at most an object is written because of nothing but its usage.
-const usageInterval = 10 * time.Second
+// An object is written because of nothing but its usage at most this often: when it has changed much, and
+// when it has changed a little, as the usage of steady traffic always does.
+const (
+	usageInterval       = 10 * time.Second
+	steadyUsageInterval = 2 * time.Minute
+)
 
 // RateLimitPolicyReconciler writes onto each policy what has become of it: what the [Board] says.
 type RateLimitPolicyReconciler struct {
@@ -39,13 +43,13 @@ type RateLimitPolicyReconciler struct {
 // NewRateLimitPolicyReconciler gives a reconciler that writes what board says and tells recorder what has
 // changed.
 func NewRateLimitPolicyReconciler(c client.Client, board *Board, recorder events.EventRecorder) *RateLimitPolicyReconciler {
-	return &RateLimitPolicyReconciler{client: c, board: board, events: recorder, usage: newPace(usageInterval, time.Now)}
+	return &RateLimitPolicyReconciler{client: c, board: board, events: recorder, usage: newPace(steadyUsageInterval, time.Now)}
 }
 
 // SetupWithManager has the manager run the reconciler.
 func (r *RateLimitPolicyReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	err := ctrl.NewControllerManagedBy(mgr).
-		For(&v1alpha1.RateLimitPolicy{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		For(&v1alpha1.RateLimitPolicy{}, builder.WithPredicates(specChanged)).
 		WatchesRawSource(&r.board.changed).
 		Complete(reconcile.AsReconciler(r.client, r))
 	if err != nil {
@@ -56,27 +60,34 @@ func (r *RateLimitPolicyReconciler) SetupWithManager(mgr ctrl.Manager) error {
 
 // Reconcile writes the status of one policy, once, and only if it has changed.
 func (r *RateLimitPolicyReconciler) Reconcile(ctx context.Context, p *v1alpha1.RateLimitPolicy) (ctrl.Result, error) {
-	n, ok := r.board.notice(p)
+	v, ok := r.board.view(p)
 	if !ok || !p.DeletionTimestamp.IsZero() {
 		return ctrl.Result{}, nil // The board says when there is something to tell.
 	}
-	seen, err := r.board.observedIn(p.Namespace)
-	before := p.Status.DeepCopy()
-	p.Status = statusOf(p, n, seen, err)
-	if equality.Semantic.DeepEqual(*before, p.Status) {
+	before := ours(p.Status)
+	p.Status = statusOf(p, v)
+	if equality.Semantic.DeepEqual(before, p.Status) {
 		return ctrl.Result{}, nil
 	}
-	if onlyUsageChanged(*before, p.Status) {
-		if wait := r.usage.wait(p.UID); wait > 0 {
+	if interval, only := onlyUsageChanged(before, p.Status); only {
+		if wait := r.usage.wait(p.UID, interval); wait > 0 {
 			return ctrl.Result{RequeueAfter: wait}, nil
 		}
 	}
 	if err := r.apply(ctx, p); err != nil {
-		return ctrl.Result{}, client.IgnoreNotFound(err)
+		// A conflict is another object of that name: the cache will bring it.
+		return ctrl.Result{}, client.IgnoreNotFound(ignoreConflict(err))
 	}
 	r.usage.note(p.UID)
-	r.tell(p, *before)
+	r.tell(p, before)
 	return ctrl.Result{}, nil
+}
+
+func ignoreConflict(err error) error {
+	if apierrors.IsConflict(err) {
+		return nil
+	}
+	return err
 }
 
 // apply writes the status by server-side apply, so that whatever others keep there stays theirs.
@@ -89,6 +100,7 @@ func (r *RateLimitPolicyReconciler) apply(ctx context.Context, p *v1alpha1.RateL
 	u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("RateLimitPolicy"))
 	u.SetNamespace(p.Namespace)
 	u.SetName(p.Name)
+	u.SetUID(p.UID)
 	if err := r.client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u), fieldOwner, client.ForceOwnership); err != nil {
 		return fmt.Errorf("writing status: %w", err)
 	}

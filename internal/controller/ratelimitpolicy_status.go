@@ -6,9 +6,11 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -27,37 +29,36 @@ const silence = 10 * time.Second
 // forgotten is how long a silent enforcer is waited for. One that stops in good order leaves at once.
 const forgotten = time.Minute
 
-// statusOf is the whole status of a policy: what came of its spec, and what the enforcers of its namespace
-// report, or why that can't be read. Only the times of transition come from its present status.
-func statusOf(p *v1alpha1.RateLimitPolicy, n notice, seen observed, readErr error) v1alpha1.RateLimitPolicyStatus {
+// statusOf is the whole status of a policy. Only the times of transition, and what can't be observed at
+// present, come from the status that it has.
+func statusOf(p *v1alpha1.RateLimitPolicy, v view) v1alpha1.RateLimitPolicyStatus {
 	s := v1alpha1.RateLimitPolicyStatus{
-		ObservedGeneration: n.generation,
+		ObservedGeneration: v.generation,
 		Target:             policy.Target(p),
-		Summary:            cmp.Or(n.summary, policy.Summary(p)),
-		Targets:            targetsOf(p, n),
+		Summary:            cmp.Or(v.summary, policy.Summary(p)),
+		Targets:            targetsOf(p, v.notice),
 	}
 	enforcers := tally{}
-	if n.published != nil {
-		s.Revision = n.published.Since.Number
-		enforcers = count(n, seen.enforcers)
-		s.Limits = limitsOf(p, n.published, seen.totals)
+	if v.published != nil {
+		s.Revision = v.published.Since.Number
+		enforcers = count(v.notice, v.enforcers)
+		s.Limits = limitsOf(p, v.published, v.totals)
 	}
-	if readErr != nil {
-		// What could not be read is not known to have changed.
+	if v.reportsErr != nil {
 		s.Enforcers, s.Limits = p.Status.Enforcers, p.Status.Limits
 	} else {
 		s.Enforcers = &v1alpha1.Enforcers{Expected: enforcers.expected(), Current: enforcers.current}
 	}
 
 	now := []metav1.Condition{
-		accepted(n),
-		programmed(p, n),
-		enforced(p, n, enforcers, readErr),
-		storeReady(n, enforcers, readErr),
+		accepted(v.notice),
+		programmed(p, v.notice),
+		enforced(v, enforcers),
+		storeReady(v, enforcers),
 	}
 	now = append(now, ready(now))
 	now = append(now, progress(now)...)
-	s.Conditions = withTransitions(p.Status.Conditions, now, n.generation)
+	s.Conditions = withTransitions(p.Status.Conditions, now, v.generation)
 	return s
 }
 
@@ -84,42 +85,59 @@ func programmed(p *v1alpha1.RateLimitPolicy, n notice) metav1.Condition {
 	case n.refusal != nil:
 		return no(v1alpha1.ReasonNotAccepted, "Nothing is published, since no generation of this policy has been accepted")
 	case n.err != nil && n.published != nil:
-		return no(v1alpha1.ReasonPublishFailed, "The config store can't take generation %d yet: generation %d stays enforced", n.generation, n.published.Generation)
+		return no(v1alpha1.ReasonPublishFailed, "%s: generation %d stays enforced", why(n.err), n.published.Generation)
 	case n.err != nil:
-		return no(v1alpha1.ReasonPublishFailed, "The config store can't take generation %d yet", n.generation)
+		return no(v1alpha1.ReasonPublishFailed, "%s", why(n.err))
 	}
 	return no(v1alpha1.ReasonPending, "Generation %d is about to be published", n.generation)
 }
 
+// why says in a sentence that stays the same what keeps limits from being published.
+func why(err error) string {
+	var keeping keepError
+	switch {
+	case errors.As(err, &keeping):
+		return fmt.Sprintf("The accepted spec can't be kept in a ControllerRevision (%s)", apierrors.ReasonForError(keeping))
+	case errors.Is(err, configstore.ErrTooLarge):
+		return "The limits of this namespace make more than 1 MiB; move some to another namespace"
+	}
+	return "The config store can't be reached"
+}
+
+// isStoreAway says whether an error is the store's doing.
+func isStoreAway(err error) bool {
+	return err != nil && !errors.As(err, new(keepError)) && !errors.Is(err, configstore.ErrTooLarge)
+}
+
 // enforced says whether every enforcer of the targets enforces what is published.
-func enforced(p *v1alpha1.RateLimitPolicy, n notice, t tally, readErr error) metav1.Condition {
+func enforced(v view, t tally) metav1.Condition {
 	state := func(status metav1.ConditionStatus, reason, format string, args ...any) metav1.Condition {
 		return condition(v1alpha1.ConditionEnforced, status, reason, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case n.published == nil || n.published.Generation != n.generation:
+	case v.published == nil || v.published.Generation != v.generation:
 		return state(metav1.ConditionFalse, v1alpha1.ReasonPending, "This generation is not published")
-	case p.Spec.Enforcement == v1alpha1.EnforcementDisabled:
-		return state(metav1.ConditionUnknown, v1alpha1.ReasonDisabled, "Enforcement is disabled: set spec.enforcement to Enforce or Shadow")
-	case readErr != nil:
+	case len(v.published.Limits) == 0:
+		return state(metav1.ConditionUnknown, v1alpha1.ReasonDisabled, "Every limit is disabled: set enforcement to Enforce or Shadow")
+	case v.reportsErr != nil:
 		return state(metav1.ConditionUnknown, v1alpha1.ReasonUnreachable, "The store that enforcers report to can't be read")
 	case t.expected() == 0:
 		return state(metav1.ConditionUnknown, v1alpha1.ReasonNoEnforcers, "No enforcer of the targets has reported: run their pods with the sidecar")
 	case t.silent > 0:
 		return state(metav1.ConditionFalse, v1alpha1.ReasonNotReporting, "%s of the targets been silent for over %s", have(t.silent, "enforcer"), silence)
 	case t.current < t.expected():
-		return state(metav1.ConditionFalse, v1alpha1.ReasonPending, "Generation %d is enforced by %d of %s so far", n.generation, t.current, plural(int(t.expected()), "enforcer"))
+		return state(metav1.ConditionFalse, v1alpha1.ReasonPending, "Generation %d is enforced by %d of %s so far", v.generation, t.current, plural(int(t.expected()), "enforcer"))
 	}
-	return state(metav1.ConditionTrue, v1alpha1.ReasonEnforced, "Generation %d is enforced by %d of %s", n.generation, t.current, plural(int(t.expected()), "enforcer"))
+	return state(metav1.ConditionTrue, v1alpha1.ReasonEnforced, "Generation %d is enforced by %d of %s", v.generation, t.current, plural(int(t.expected()), "enforcer"))
 }
 
 // storeReady says whether we reach the config store, and the enforcers their counters.
-func storeReady(n notice, t tally, readErr error) metav1.Condition {
+func storeReady(v view, t tally) metav1.Condition {
 	no := func(reason, format string, args ...any) metav1.Condition {
 		return condition(v1alpha1.ConditionStoreReady, metav1.ConditionFalse, reason, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case n.err != nil || readErr != nil:
+	case isStoreAway(v.err) || v.storeErr != nil || v.reportsErr != nil:
 		return no(v1alpha1.ReasonUnreachable, "The manager can't reach the store: enforcers keep the limits that they have, and onStoreFailure decides wherever they can't reach it either")
 	case t.degraded > 0:
 		return no(v1alpha1.ReasonDegraded, "%s not reached the counters lately: onStoreFailure decides there", have(t.degraded, "enforcer"))
@@ -236,7 +254,8 @@ func count(n notice, reports []usage.Observed) tally {
 		case r.Age > silence:
 			t.silent++
 			continue
-		case r.Revision.Compare(n.published.Since) < 0:
+		case r.Revision.Compare(n.published.Since) < 0, r.Revision.Epoch > n.epoch:
+			// A later epoch than ours is of a leader that we know nothing of: what it enforces isn't ours.
 			t.behind++
 		default:
 			t.current++
@@ -269,10 +288,47 @@ func selects(targets []match.Target, labels map[string]string) bool {
 	return false
 }
 
-// onlyUsageChanged says whether two statuses tell the same but for the usage of the limits.
-func onlyUsageChanged(a, b v1alpha1.RateLimitPolicyStatus) bool {
+// onlyUsageChanged says whether two statuses tell the same but for the usage of the limits, and how often
+// such a change is worth a write.
+func onlyUsageChanged(a, b v1alpha1.RateLimitPolicyStatus) (interval time.Duration, only bool) {
+	interval = steadyUsageInterval
+	if muchChanged(a.Limits, b.Limits) {
+		interval = usageInterval
+	}
 	a.Limits, b.Limits = nil, nil
-	return equality.Semantic.DeepEqual(a, b)
+	return interval, equality.Semantic.DeepEqual(a, b)
+}
+
+func muchChanged(a, b []v1alpha1.LimitStatus) bool {
+	if len(a) != len(b) {
+		return true
+	}
+	for i := range a {
+		if a[i].Name != b[i].Name || a[i].CurrentRequests != b[i].CurrentRequests ||
+			differMuch(a[i].Allowed, b[i].Allowed) || differMuch(a[i].Denied, b[i].Denied) ||
+			differMuch(a[i].ShadowDenied, b[i].ShadowDenied) || differMuch(a[i].FailedOpen, b[i].FailedOpen) {
+			return true
+		}
+	}
+	return false
+}
+
+// differMuch says whether a count has come or gone, or changed by more than a quarter.
+func differMuch(a, b int64) bool {
+	return (a == 0) != (b == 0) || 4*max(a-b, b-a) > max(a, b)
+}
+
+// ours is a status without the conditions that others keep in it.
+func ours(s v1alpha1.RateLimitPolicyStatus) v1alpha1.RateLimitPolicyStatus {
+	own := *s.DeepCopy()
+	own.Conditions = slices.DeleteFunc(own.Conditions, func(c metav1.Condition) bool { return !slices.Contains(conditionTypes, c.Type) })
+	return own
+}
+
+// conditionTypes are those that we keep.
+var conditionTypes = []string{
+	v1alpha1.ConditionAccepted, v1alpha1.ConditionProgrammed, v1alpha1.ConditionEnforced, v1alpha1.ConditionStoreReady,
+	v1alpha1.ConditionReady, v1alpha1.ConditionStalled, v1alpha1.ConditionReconciling,
 }
 
 func condition(conditionType string, status metav1.ConditionStatus, reason, message string) metav1.Condition {

@@ -42,77 +42,101 @@ func TestStatus(t *testing.T) {
 	degraded.Degraded = true
 	stranger := enforcer("x", 1, time.Second)
 	stranger.Labels = map[string]string{"app": "cart"}
+	ahead := enforcer("a", 5, time.Second)
+	ahead.Revision.Epoch = 2
 	refusal := &policy.Refusal{Reason: v1alpha1.ReasonUnsupported}
 	disabled := aPolicy(2, 10)
 	disabled.Spec.Enforcement = v1alpha1.EnforcementDisabled
 
 	for name, test := range map[string]struct {
-		policy    *v1alpha1.RateLimitPolicy
-		notice    notice
-		reports   []usage.Observed
-		readErr   error
-		want      []said
-		enforcers *v1alpha1.Enforcers
-		kstatus   status.Status
+		policy     *v1alpha1.RateLimitPolicy
+		notice     notice
+		reports    []usage.Observed
+		storeErr   error
+		reportsErr error
+		want       []said
+		enforcers  *v1alpha1.Enforcers
+		kstatus    status.Status
 	}{
 		"all is well": {
-			notice:    notice{generation: 2, published: publishedAt(good, 5)},
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
 			reports:   []usage.Observed{enforcer("a", 5, time.Second), enforcer("b", 6, time.Second), stranger},
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 2, Current: 2},
 			kstatus:   status.CurrentStatus,
 		},
 		"one enforcer is behind": {
-			notice:    notice{generation: 2, published: publishedAt(good, 5)},
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
 			reports:   []usage.Observed{enforcer("a", 5, time.Second), enforcer("b", 4, time.Second)},
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "Pending"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "Pending"}, {"Reconciling", "True", "Pending"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 2, Current: 1},
 			kstatus:   status.InProgressStatus,
 		},
+		"one enforcer follows a leader that nobody here knows": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			reports:   []usage.Observed{ahead},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "Pending"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "Pending"}, {"Reconciling", "True", "Pending"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 0},
+			kstatus:   status.InProgressStatus,
+		},
+		"the limits of the namespace are too large": {
+			notice:    notice{generation: 2, err: configstore.ErrTooLarge, published: publishedAt(aPolicy(1, 10), 3)},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "False", "PublishFailed"}, {"Enforced", "False", "Pending"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "PublishFailed"}, {"Reconciling", "True", "PublishFailed"}},
+			enforcers: &v1alpha1.Enforcers{},
+			kstatus:   status.InProgressStatus,
+		},
+		"the config store has gone away since": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			reports:   []usage.Observed{enforcer("a", 5, time.Second)},
+			storeErr:  errors.New("gone"),
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "False", "Unreachable"}, {"Ready", "False", "Unreachable"}, {"Reconciling", "True", "Unreachable"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.InProgressStatus,
+		},
 		"one enforcer is silent": {
-			notice:    notice{generation: 2, published: publishedAt(good, 5)},
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
 			reports:   []usage.Observed{enforcer("a", 5, time.Second), enforcer("b", 5, 11*time.Second)},
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "NotReporting"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "NotReporting"}, {"Reconciling", "True", "NotReporting"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 2, Current: 1},
 			kstatus:   status.InProgressStatus,
 		},
 		"one enforcer has been silent for so long that it is forgotten": {
-			notice:    notice{generation: 2, published: publishedAt(good, 5)},
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
 			reports:   []usage.Observed{enforcer("a", 5, time.Second), enforcer("b", 4, 61*time.Second)},
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
 			kstatus:   status.CurrentStatus,
 		},
 		"an enforcer that crashed and runs again is one": {
-			notice:    notice{generation: 2, published: publishedAt(good, 5)},
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
 			reports:   []usage.Observed{enforcer("a", 4, 20*time.Second), enforcer("a", 5, time.Second)},
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
 			kstatus:   status.CurrentStatus,
 		},
 		"no enforcer holds nothing back": {
-			notice:    notice{generation: 2, published: publishedAt(good, 5)},
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "Unknown", "NoEnforcers"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "NoEnforcers"}},
 			enforcers: &v1alpha1.Enforcers{},
 			kstatus:   status.CurrentStatus,
 		},
 		"a disabled policy enforces nothing, and is ready": {
 			policy:    disabled,
-			notice:    notice{generation: 2, published: publishedAt(disabled, 5)},
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(disabled, 5)},
 			reports:   []usage.Observed{enforcer("a", 5, time.Second)},
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "Unknown", "Disabled"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Disabled"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
 			kstatus:   status.CurrentStatus,
 		},
 		"an enforcer fails open": {
-			notice:    notice{generation: 2, published: publishedAt(good, 5)},
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
 			reports:   []usage.Observed{degraded},
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "False", "Degraded"}, {"Ready", "False", "Degraded"}, {"Reconciling", "True", "Degraded"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
 			kstatus:   status.InProgressStatus,
 		},
 		"a bad edit keeps what was accepted": {
-			notice:    notice{generation: 2, refusal: refusal, published: publishedAt(aPolicy(1, 10), 3)},
+			notice:    notice{generation: 2, epoch: 1, refusal: refusal, published: publishedAt(aPolicy(1, 10), 3)},
 			reports:   []usage.Observed{enforcer("a", 5, time.Second)},
 			want:      []said{{"Accepted", "False", "Unsupported"}, {"Programmed", "False", "LastAcceptedKept"}, {"Enforced", "False", "Pending"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "Unsupported"}, {"Stalled", "True", "Unsupported"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
@@ -131,18 +155,18 @@ func TestStatus(t *testing.T) {
 			kstatus:   status.FailedStatus,
 		},
 		"an edit while the config store is away": {
-			notice:    notice{generation: 2, err: errors.New("gone"), published: publishedAt(aPolicy(1, 10), 3)},
-			readErr:   errors.New("gone"),
-			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "False", "PublishFailed"}, {"Enforced", "False", "Pending"}, {"StoreReady", "False", "Unreachable"}, {"Ready", "False", "PublishFailed"}, {"Reconciling", "True", "PublishFailed"}},
-			enforcers: nil,
-			kstatus:   status.InProgressStatus,
+			notice:     notice{generation: 2, err: errors.New("gone"), published: publishedAt(aPolicy(1, 10), 3)},
+			reportsErr: errors.New("gone"),
+			want:       []said{{"Accepted", "True", "Accepted"}, {"Programmed", "False", "PublishFailed"}, {"Enforced", "False", "Pending"}, {"StoreReady", "False", "Unreachable"}, {"Ready", "False", "PublishFailed"}, {"Reconciling", "True", "PublishFailed"}},
+			enforcers:  nil,
+			kstatus:    status.InProgressStatus,
 		},
 		"the reports can't be read": {
-			notice:    notice{generation: 2, published: publishedAt(good, 5)},
-			readErr:   errors.New("gone"),
-			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "Unknown", "Unreachable"}, {"StoreReady", "False", "Unreachable"}, {"Ready", "False", "Unreachable"}, {"Reconciling", "True", "Unreachable"}},
-			enforcers: nil,
-			kstatus:   status.InProgressStatus,
+			notice:     notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			reportsErr: errors.New("gone"),
+			want:       []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "Unknown", "Unreachable"}, {"StoreReady", "False", "Unreachable"}, {"Ready", "False", "Unreachable"}, {"Reconciling", "True", "Unreachable"}},
+			enforcers:  nil,
+			kstatus:    status.InProgressStatus,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -151,7 +175,12 @@ func TestStatus(t *testing.T) {
 				p = test.policy
 			}
 			p = p.DeepCopy()
-			p.Status = statusOf(p, test.notice, observe(test.reports), test.readErr)
+			p.Status = statusOf(p, view{
+				notice:     test.notice,
+				observed:   observe(test.reports),
+				storeErr:   test.storeErr,
+				reportsErr: test.reportsErr,
+			})
 			var got []said
 			for _, c := range p.Status.Conditions {
 				got = append(got, said{c.Type, string(c.Status), c.Reason})
@@ -184,7 +213,7 @@ func TestTheTimeOfATransitionIsKept(t *testing.T) {
 	long := metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
 	p := aPolicy(1, 10)
 	p.Status.Conditions = []metav1.Condition{{Type: "Accepted", Status: "True", Reason: "Accepted", LastTransitionTime: long}}
-	s := statusOf(p, notice{generation: 1}, observed{}, nil)
+	s := statusOf(p, view{notice: notice{generation: 1}})
 	for _, c := range s.Conditions {
 		if kept := c.LastTransitionTime.Equal(&long); kept != (c.Type == "Accepted") {
 			t.Errorf("condition %s has turned at %s", c.Type, c.LastTransitionTime)

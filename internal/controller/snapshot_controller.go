@@ -4,21 +4,24 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
@@ -41,31 +44,24 @@ const restoreInterval = time.Second
 // and once a later leader has done the same, [SnapshotReconciler.Start] ends with an error, and so must the
 // process.
 type SnapshotReconciler struct {
-	client   client.Client
-	store    configstore.Publisher
-	board    *Board
-	accepted acceptedSpecs
-	lost     trigger
-	fenced   chan error
-
-	claim sync.Mutex
-	epoch int64
-
-	mu sync.Mutex
-	// last is what the store is known to have held of each namespace that was looked at. The zero
-	// revision is a namespace that it held nothing of.
-	last map[string]configstore.Snapshot
+	client     client.Client
+	store      configstore.Publisher
+	board      *Board
+	accepted   acceptedSpecs
+	leadership *leadership
+	memory     *memory
+	lost       trigger
 }
 
 // NewSnapshotReconciler gives a reconciler that publishes to store and notes on board what came of it.
 func NewSnapshotReconciler(c client.Client, store configstore.Publisher, board *Board) *SnapshotReconciler {
 	return &SnapshotReconciler{
-		client:   c,
-		store:    store,
-		board:    board,
-		accepted: acceptedSpecs{client: c},
-		fenced:   make(chan error, 1),
-		last:     map[string]configstore.Snapshot{},
+		client:     c,
+		store:      store,
+		board:      board,
+		accepted:   acceptedSpecs{client: c},
+		leadership: newLeadership(store),
+		memory:     newMemory(),
 	}
 }
 
@@ -74,14 +70,23 @@ func (r *SnapshotReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	toNamespace := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace()}}}
 	})
+	toItself := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetName()}}}
+	})
 	b := ctrl.NewControllerManagedBy(mgr).
 		Named("snapshot").
-		Watches(&v1alpha1.RateLimitPolicy{}, toNamespace, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.RateLimitPolicy{}, toNamespace, builder.WithPredicates(specChanged)).
+		// A kept spec that somebody deletes is kept anew.
+		Watches(&appsv1.ControllerRevision{}, toNamespace, builder.WithPredicates(specChanged)).
 		// Every namespace is looked at once: its last policy may have gone while no manager ran.
-		WatchesMetadata(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
-			return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetName()}}}
-		}), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WatchesMetadata(&corev1.Namespace{}, toItself, builder.WithPredicates(specChanged)).
 		WatchesRawSource(&r.lost).
+		WithLogConstructor(func(req *reconcile.Request) logr.Logger {
+			if req == nil {
+				return mgr.GetLogger()
+			}
+			return mgr.GetLogger().WithValues("controller", "snapshot", "namespace", req.Namespace)
+		}).
 		WithOptions(controller.Options{
 			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](50*time.Millisecond, publishRetry),
 		})
@@ -97,31 +102,40 @@ func (r *SnapshotReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return nil
 }
 
+// specChanged lets through what makes a spec another: also an object that was deleted and created again
+// while nobody looked.
+var specChanged = predicate.Or(predicate.GenerationChangedPredicate{}, predicate.Funcs{
+	UpdateFunc: func(e event.UpdateEvent) bool { return e.ObjectOld.GetUID() != e.ObjectNew.GetUID() },
+})
+
 // Reconcile publishes the snapshot of the request's namespace, if it says anything new.
 func (r *SnapshotReconciler) Reconcile(ctx context.Context, req reconcile.Request) (ctrl.Result, error) {
 	policies, err := r.policies(ctx, req.Namespace)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	last, known := r.lastKnown(req.Namespace)
-	if known && len(policies) == 0 && len(last.Policies) == 0 {
+	last, known := r.memory.of(req.Namespace)
+	if known && len(policies) == 0 && last.Revision == (configstore.Revision{}) {
 		return ctrl.Result{}, nil
 	}
-	stored, loadErr := r.load(ctx, req.Namespace)
-	if loadErr != nil {
-		stored = last
-	}
-	decided, err := r.decide(ctx, policies, stored)
+	base, lost, storeErr := r.load(ctx, req.Namespace, last)
+	decided, err := r.decide(ctx, policies, base)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	if loadErr != nil {
-		r.board.post(req.Namespace, decided.notices(stored, loadErr))
-		return ctrl.Result{}, loadErr
+	held := base
+	if storeErr == nil {
+		held, storeErr = r.publish(ctx, req.Namespace, decided, base, lost)
 	}
-	published, err := r.publish(ctx, req.Namespace, decided, stored)
-	r.board.post(req.Namespace, decided.notices(published, err))
-	return ctrl.Result{}, err
+	r.board.post(req.Namespace, decided.notices(held, storeErr))
+	if storeErr != nil {
+		// The board tells it; the watch over the store says in the log when it is away.
+		return ctrl.Result{RequeueAfter: publishRetry}, nil
+	}
+	if err := r.accepted.forgetSuperseded(ctx, decided); err != nil {
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{}, decided.err()
 }
 
 // policies gives the policies of a namespace that aren't on their way out, by name.
@@ -135,8 +149,30 @@ func (r *SnapshotReconciler) policies(ctx context.Context, namespace string) ([]
 	return items, nil
 }
 
+// load gives what the store should hold of a namespace, and whether it has lost that: then it is what it
+// held last. It is the zero revision when there has never been anything, and nothing but a revision when
+// it can't be understood, so that what is published next comes after it.
+func (r *SnapshotReconciler) load(ctx context.Context, namespace string, last configstore.Snapshot) (base configstore.Snapshot, lost bool, err error) {
+	snapshots, err := r.store.Load(ctx, namespace)
+	if err != nil {
+		return last, false, fmt.Errorf("reading the config store: %w", err)
+	}
+	stored, ok := snapshots[namespace]
+	if !ok {
+		revisions, err := r.store.Revisions(ctx, namespace)
+		if err != nil {
+			return last, false, fmt.Errorf("reading the config store: %w", err)
+		}
+		stored = configstore.Snapshot{Namespace: namespace, Revision: revisions[namespace]}
+	}
+	if stored.Revision.Compare(last.Revision) < 0 {
+		return last, true, nil
+	}
+	return stored, false, nil
+}
+
 // decide judges every policy, and keeps the specs that are newly accepted before anything enforces them.
-func (r *SnapshotReconciler) decide(ctx context.Context, policies []v1alpha1.RateLimitPolicy, stored configstore.Snapshot) (decisions, error) {
+func (r *SnapshotReconciler) decide(ctx context.Context, policies []v1alpha1.RateLimitPolicy, base configstore.Snapshot) (decisions, error) {
 	if len(policies) == 0 {
 		return nil, nil
 	}
@@ -152,10 +188,11 @@ func (r *SnapshotReconciler) decide(ctx context.Context, policies []v1alpha1.Rat
 	decided := make(decisions, 0, len(policies))
 	for i := range policies {
 		p := &policies[i]
-		d := judge(p, accepted[p.UID], find(stored.Policies, p.Name), workloads)
+		published := findObject(base.Policies, p)
+		d := judge(p, accepted[p.UID], published, workloads)
 		if d.newlyAccepted {
 			if err := r.accepted.keep(ctx, p); err != nil {
-				return nil, err
+				d = d.withhold(published, err)
 			}
 		}
 		decided = append(decided, d)
@@ -177,83 +214,21 @@ func refsOf(policies []v1alpha1.RateLimitPolicy, accepted map[types.UID]*lastAcc
 }
 
 // publish brings the store up to date, and gives what it holds then.
-func (r *SnapshotReconciler) publish(ctx context.Context, namespace string, decided decisions, stored configstore.Snapshot) (configstore.Snapshot, error) {
-	last, _ := r.lastKnown(namespace)
-	if stored.Revision.Compare(last.Revision) < 0 {
-		// The store has lost what it held. If nothing else has changed, it gets the very same back.
-		stored = last
-	}
-	epoch, err := r.claimed(ctx)
+func (r *SnapshotReconciler) publish(ctx context.Context, namespace string, decided decisions, base configstore.Snapshot, lost bool) (configstore.Snapshot, error) {
+	epoch, err := r.leadership.claimed(ctx)
 	if err != nil {
-		return stored, err
+		return base, err
 	}
-	next := decided.snapshot(namespace, stored, epoch)
-	if next.Revision != (configstore.Revision{}) {
+	next := decided.snapshot(namespace, base, epoch)
+	if lost || next.Revision != base.Revision {
 		if err := r.store.Publish(ctx, next); err != nil {
-			r.noteFencing(err)
-			return stored, fmt.Errorf("publishing limits: %w", err)
+			r.leadership.note(err)
+			return base, fmt.Errorf("publishing limits: %w", err)
 		}
+		log.FromContext(ctx).Info("published limits", "policies", len(next.Policies), "revision", next.Revision.String(), "restored", next.Revision == base.Revision)
 	}
-	if next.Revision != stored.Revision {
-		log.FromContext(ctx).Info("published limits", "policies", len(next.Policies), "revision", next.Revision.String())
-	}
-	r.remember(namespace, next)
+	r.memory.keep(namespace, next)
 	return next, nil
-}
-
-// claimed gives the epoch of this leader, claiming the store the first time.
-func (r *SnapshotReconciler) claimed(ctx context.Context) (int64, error) {
-	r.claim.Lock()
-	defer r.claim.Unlock()
-	if r.epoch != 0 {
-		return r.epoch, nil
-	}
-	epoch, err := r.store.Claim(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("claiming the config store: %w", err)
-	}
-	r.epoch = epoch
-	return epoch, nil
-}
-
-// load gives what the store holds of a namespace: the zero revision when that is nothing, and nothing but
-// a revision when it can't be understood, so that what is published next comes after it.
-func (r *SnapshotReconciler) load(ctx context.Context, namespace string) (configstore.Snapshot, error) {
-	stored, err := r.store.Load(ctx, namespace)
-	if err != nil {
-		return configstore.Snapshot{}, fmt.Errorf("reading the config store: %w", err)
-	}
-	if s, ok := stored[namespace]; ok {
-		return s, nil
-	}
-	revisions, err := r.store.Revisions(ctx, namespace)
-	if err != nil {
-		return configstore.Snapshot{}, fmt.Errorf("reading the config store: %w", err)
-	}
-	return configstore.Snapshot{Namespace: namespace, Revision: revisions[namespace]}, nil
-}
-
-func (r *SnapshotReconciler) lastKnown(namespace string) (configstore.Snapshot, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s, ok := r.last[namespace]
-	return s, ok
-}
-
-func (r *SnapshotReconciler) remember(namespace string, s configstore.Snapshot) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.last[namespace] = s
-}
-
-func (r *SnapshotReconciler) noteFencing(err error) {
-	if !errors.Is(err, configstore.ErrFenced) {
-		return
-	}
-	select {
-	case r.fenced <- err:
-	default: // It is known already.
-	}
 }
 
 // Start watches over what was published until ctx is done: a snapshot that the store has lost, or that it
@@ -261,45 +236,50 @@ func (r *SnapshotReconciler) noteFencing(err error) {
 func (r *SnapshotReconciler) Start(ctx context.Context) error {
 	tick := time.NewTicker(restoreInterval)
 	defer tick.Stop()
+	outage := outage{log: log.FromContext(ctx).WithName("configstore"), tell: r.board.storeAway}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-r.fenced:
+		case err := <-r.leadership.lost:
 			return err
 		case <-tick.C:
-			r.restoreLost(ctx)
+			outage.note(r.restoreLost(ctx))
 		}
 	}
 }
 
-// restoreLost has every namespace reconciled whose stored revision isn't the one that was published. A
-// store that can't be read is left to the next look: who writes status knows of it already.
-func (r *SnapshotReconciler) restoreLost(ctx context.Context) {
-	published := r.published()
-	if len(published) == 0 {
-		return
-	}
+// restoreLost has every namespace reconciled whose stored revision isn't the one that was published.
+func (r *SnapshotReconciler) restoreLost(ctx context.Context) error {
+	published := r.memory.revisions()
 	stored, err := r.store.Revisions(ctx, slices.Collect(maps.Keys(published))...)
 	if err != nil {
-		return
+		return err
 	}
 	for namespace, revision := range published {
-		if stored[namespace] != revision {
-			r.lost.enqueue(types.NamespacedName{Namespace: namespace})
+		if stored[namespace] == revision {
+			continue
 		}
+		gone, err := r.gone(ctx, namespace)
+		if err != nil {
+			return err
+		}
+		if gone {
+			r.memory.forget(namespace)
+			continue
+		}
+		r.lost.enqueue(types.NamespacedName{Namespace: namespace})
 	}
+	return nil
 }
 
-// published gives the revision of every namespace that the store should hold something of.
-func (r *SnapshotReconciler) published() map[string]configstore.Revision {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	revisions := make(map[string]configstore.Revision, len(r.last))
-	for namespace, s := range r.last {
-		if s.Revision != (configstore.Revision{}) {
-			revisions[namespace] = s.Revision
-		}
+// gone says whether a namespace doesn't exist any more. What the store has of it expires by itself.
+func (r *SnapshotReconciler) gone(ctx context.Context, namespace string) (bool, error) {
+	meta := &metav1.PartialObjectMetadata{}
+	meta.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+	err := r.client.Get(ctx, types.NamespacedName{Name: namespace}, meta)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return false, fmt.Errorf("looking up namespace %s: %w", namespace, err)
 	}
-	return revisions
+	return err != nil, nil
 }

@@ -24,6 +24,10 @@ const collect = `
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local reply = {string.format('%.0f', ms)}
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'hash' and kind ~= 'none' then
+  redis.call('DEL', KEYS[1]) -- Whoever wrote it there: the next reports will not find it in their way.
+end
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
   local at = tonumber(string.match(fields[i + 1], '^%d+'))

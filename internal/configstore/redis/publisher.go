@@ -35,6 +35,7 @@ return epoch
 // ARGV[2] the epoch of the snapshot
 // ARGV[3] the number of the snapshot
 // ARGV[4] the snapshot as JSON
+// ARGV[5] milliseconds to keep it, or 0 for always
 // returns 'published', 'fenced' or 'stale'
 //
 // An epoch that isn't stored, or an earlier one, was lost with a flush: the leader restores its own.
@@ -42,6 +43,10 @@ var publish = goredis.NewScript(`
 local claimed = tonumber(redis.call('GET', KEYS[1])) or 0
 if claimed > tonumber(ARGV[1]) then
   return 'fenced'
+end
+local kind = redis.call('TYPE', KEYS[2]).ok
+if kind ~= 'hash' and kind ~= 'none' then
+  redis.call('DEL', KEYS[2])
 end
 local stored = redis.call('HMGET', KEYS[2], 'epoch', 'number', 'body')
 local epoch, number = tonumber(stored[1]) or 0, tonumber(stored[2]) or 0
@@ -57,6 +62,11 @@ if claimed < tonumber(ARGV[1]) then
 end
 if newer > 0 then
   redis.call('HSET', KEYS[2], 'epoch', ARGV[2], 'number', ARGV[3], 'body', ARGV[4])
+  if ARGV[5] == '0' then
+    redis.call('PERSIST', KEYS[2])
+  else
+    redis.call('PEXPIRE', KEYS[2], ARGV[5])
+  end
   redis.call('PUBLISH', KEYS[2], ARGV[2] .. '/' .. ARGV[3])
 end
 return 'published'
@@ -112,11 +122,22 @@ func (p *Publisher) publish(ctx context.Context, s configstore.Snapshot) error {
 		return fmt.Errorf("%w: it has %d bytes", configstore.ErrTooLarge, len(body))
 	}
 	keys := []string{epochKey(p.instance), snapshotKey(p.instance, s.Namespace)}
-	answer, err := publish.Run(ctx, p.client, keys, claimed, s.Revision.Epoch, s.Revision.Number, body).Text()
+	answer, err := publish.Run(ctx, p.client, keys, claimed, s.Revision.Epoch, s.Revision.Number, body, keep(s).Milliseconds()).Text()
 	if err != nil {
 		return err
 	}
 	return refusals[answer]
+}
+
+// emptyKept is how long a snapshot without policies is kept: what is left of a namespace that is gone.
+const emptyKept = 24 * time.Hour
+
+// keep is how long to keep a snapshot; 0 is always.
+func keep(s configstore.Snapshot) time.Duration {
+	if len(s.Policies) == 0 {
+		return emptyKept
+	}
+	return 0
 }
 
 // refusals are what the answers of the script publish mean.
@@ -154,12 +175,17 @@ func (p *Publisher) fields(ctx context.Context, namespaces []string, names ...st
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
 	fields := make(map[string][]any, len(replies))
 	for n, reply := range replies {
-		fields[n] = reply.Val()
+		switch {
+		case reply.Err() == nil:
+			fields[n] = reply.Val()
+		case goredis.HasErrorPrefix(reply.Err(), "WRONGTYPE"):
+			// It is about this key alone, which holds something else: as good as nothing.
+			p.log.Error(reply.Err(), "ignoring a stored snapshot", "namespace", n)
+		default:
+			return nil, err
+		}
 	}
 	return fields, nil
 }
