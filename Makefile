@@ -68,7 +68,8 @@ clean: ## Remove what was built; the tools in the user's cache folder stay
 ##@ Check
 
 .PHONY: test
-test: test-unit test-e2e ## Run every test
+test: ## Run all that CI runs: generated files, lint, every test, the demo
+	@hack/test.sh
 
 .PHONY: test-unit
 # The race detector is in C.
