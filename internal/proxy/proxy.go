@@ -10,6 +10,7 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -54,9 +55,8 @@ type handler struct {
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method == http.MethodConnect {
-		// Requests in a tunnel would be nobody's to count.
-		notTunneled().write(w, r)
+	if f, ok := notARequest(r); ok {
+		f.write(w, r)
 		return
 	}
 	m := h.matcher.Load()
@@ -70,6 +70,22 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.upstream.forward(w, r, quotasOf(m, d))
+}
+
+// notARequest refuses what may not be forwarded, whatever the limits say.
+func notARequest(r *http.Request) (refusal, bool) {
+	switch {
+	case r.Method == http.MethodConnect:
+		// Requests in a tunnel would be nobody's to count.
+		return notTunneled(), true
+	case r.Method == "PRI":
+		// Reserved for the preface of HTTP/2. The server lets one pass that is wrong.
+		return brokenPreface(), true
+	case strings.Contains(r.RequestURI, "#"):
+		// Many applications cut a target off at a fragment, and so would serve a path that no limit has seen.
+		return fragment(), true
+	}
+	return refusal{}, false
 }
 
 // bootstrap answers a request that arrives before anything is known of limits.

@@ -127,6 +127,14 @@ func notTunneled() refusal {
 	return plain(http.StatusNotImplemented, "CONNECT is not forwarded.", grpcUnimplemented)
 }
 
+func brokenPreface() refusal {
+	return plain(http.StatusBadRequest, "PRI begins a connection of HTTP/2, and is no method.", grpcInternal)
+}
+
+func fragment() refusal {
+	return plain(http.StatusBadRequest, "The request's target has a fragment. Send %23 for a # in the path or the query.", grpcInternal)
+}
+
 func malformedBody() refusal {
 	return plain(http.StatusBadRequest, "The body of the request is malformed.", grpcInternal)
 }
