@@ -414,6 +414,28 @@ func TestAPolicyWhoseSpecCannotBeKeptAffectsNoOther(t *testing.T) {
 	w.await(first, "the first is ready still", isReady)
 }
 
+func TestOneBadPolicyAffectsNoOther(t *testing.T) {
+	w := newWorld(t)
+	bad := &v1alpha1.RateLimitPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "0-comes-first"},
+		Spec: v1alpha1.RateLimitPolicySpec{
+			Selector: &metav1.LabelSelector{},
+			Limits:   []v1alpha1.Limit{{Name: "all", Strategy: v1alpha1.Strategy{Concurrency: &v1alpha1.Concurrency{MaxInFlight: 1}}}},
+		},
+	}
+	w.create(bad)
+	w.await(bad, "the bad policy is refused", func(p *v1alpha1.RateLimitPolicy) bool {
+		return meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionStalled)
+	})
+	good := w.createPolicy(10)
+	w.await(good, "the good policy is ready", isReady)
+	w.edit(good, func(p *v1alpha1.RateLimitPolicy) { p.Spec.Limits[0].Strategy = bucket(20) })
+	w.await(good, "the edit is ready", isReady)
+	if s := w.stored(); len(s.Policies) != 1 || s.Policies[0].Limits[0].Limit.Requests != 20 {
+		t.Errorf("published %+v, want the good policy alone", s.Policies)
+	}
+}
+
 func TestAPolicyOfALongNameIsKept(t *testing.T) {
 	w := newWorld(t)
 	p := &v1alpha1.RateLimitPolicy{

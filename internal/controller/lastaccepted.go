@@ -111,7 +111,7 @@ func (s acceptedSpecs) create(ctx context.Context, p *v1alpha1.RateLimitPolicy) 
 
 // forgetSuperseded deletes what was accepted before the specs that are newly accepted. It comes after their
 // publication: until then the earlier ones are what is in force.
-func (s acceptedSpecs) forgetSuperseded(ctx context.Context, decided decisions) error {
+func (s acceptedSpecs) forgetSuperseded(ctx context.Context, namespace string, decided decisions) error {
 	accepted := map[types.UID]int64{}
 	for _, d := range decided {
 		if d.newlyAccepted {
@@ -121,7 +121,7 @@ func (s acceptedSpecs) forgetSuperseded(ctx context.Context, decided decisions) 
 	if len(accepted) == 0 {
 		return nil
 	}
-	revisions, err := s.list(ctx, decided[0].limits.Namespace)
+	revisions, err := s.list(ctx, namespace)
 	if err != nil {
 		return err
 	}

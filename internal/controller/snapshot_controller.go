@@ -132,7 +132,7 @@ func (r *SnapshotReconciler) Reconcile(ctx context.Context, req reconcile.Reques
 		// The board tells it; the watch over the store says in the log when it is away.
 		return ctrl.Result{RequeueAfter: publishRetry}, nil
 	}
-	if err := r.accepted.forgetSuperseded(ctx, decided); err != nil {
+	if err := r.accepted.forgetSuperseded(ctx, req.Namespace, decided); err != nil {
 		return ctrl.Result{}, err
 	}
 	return ctrl.Result{}, decided.err()
