@@ -55,7 +55,11 @@ func (f *forwarder) forward(w http.ResponseWriter, r *http.Request, quotas []quo
 	if r.Body != http.NoBody {
 		r.Body = body
 	}
-	f.proxy.ServeHTTP(&response{ResponseWriter: w, request: r, body: body, quotas: quotas}, r)
+	res := &response{ResponseWriter: w, request: r, body: body, quotas: quotas}
+	f.proxy.ServeHTTP(res, r)
+	if res.answered && res.bodyPending() {
+		linger(w, r)
+	}
 }
 
 // rewrite addresses the request to the application and undoes what ReverseProxy does to it otherwise.
@@ -256,6 +260,8 @@ type response struct {
 	request *http.Request
 	body    *clientBody
 	quotas  []quota
+	// answered says that the header is written. That of an upgrade never is: it belongs to the tunnel.
+	answered bool
 }
 
 // Unwrap lets http.ResponseController flush and hijack.
@@ -277,6 +283,7 @@ func (w *response) WriteHeader(status int) {
 		if w.bodyPending() {
 			h.Set("Connection", "close")
 		}
+		w.answered = true
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -285,7 +292,7 @@ func (w *response) WriteHeader(status int) {
 // malformed, and then nobody could tell where the next request on the connection begins: in full duplex
 // net/http would look for it right there.
 func (w *response) bodyPending() bool {
-	return w.request.ProtoMajor == 1 && w.request.Body != http.NoBody && !w.body.ended.Load()
+	return hasBody(w.request) && !w.body.ended.Load()
 }
 
 // leaveAbsent keeps net/http from making up a field that the application did not send.

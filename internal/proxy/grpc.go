@@ -35,6 +35,7 @@ func isGRPC(h http.Header) bool {
 func (f refusal) writeGRPC(w http.ResponseWriter, contentType string) {
 	h := w.Header()
 	h.Set("Content-Type", contentType)
+	h.Set("Content-Length", "0")
 	h.Set("Grpc-Status", strconv.Itoa(int(f.grpc)))
 	h.Set("Grpc-Message", percentEncode(f.Detail))
 	switch {

@@ -56,7 +56,7 @@ type handler struct {
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f, ok := notARequest(r); ok {
-		f.write(w, r)
+		f.answer(w, r)
 		return
 	}
 	m := h.matcher.Load()
@@ -66,7 +66,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	d := h.decide(m, r)
 	if !d.Allowed {
-		refusalOf(m, d, r.Header).write(w, r)
+		refusalOf(m, d, r.Header).answer(w, r)
 		return
 	}
 	h.upstream.forward(w, r, quotasOf(m, d))
@@ -92,7 +92,7 @@ func notARequest(r *http.Request) (refusal, bool) {
 func (h *handler) bootstrap(w http.ResponseWriter, r *http.Request) {
 	if h.options.BootstrapClosed {
 		h.metrics.bootstrap.WithLabelValues("denied").Inc()
-		noLimitsYet().write(w, r)
+		noLimitsYet().answer(w, r)
 		return
 	}
 	h.metrics.bootstrap.WithLabelValues("allowed").Inc()

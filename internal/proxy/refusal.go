@@ -153,6 +153,13 @@ func plain(status int, detail string, code grpcStatus) refusal {
 	}
 }
 
+// answer answers a request whose body nobody reads.
+func (f refusal) answer(w http.ResponseWriter, r *http.Request) {
+	hurry(w, r)
+	f.write(w, r)
+	linger(w, r)
+}
+
 // write writes the refusal in the language of the request.
 func (f refusal) write(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
@@ -166,6 +173,7 @@ func (f refusal) write(w http.ResponseWriter, r *http.Request) {
 		h.Set("Retry-After", strconv.FormatInt(seconds(f.retryAfter), 10))
 	}
 	if f.bare {
+		h.Set("Content-Length", "0")
 		w.WriteHeader(f.Status)
 		return
 	}

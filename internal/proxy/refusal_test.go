@@ -64,7 +64,7 @@ func TestARefusalSaysWhichLimitAndHowLong(t *testing.T) {
 			"the policy wants another status, no body and no fields", refuses,
 			checkout(func(p *match.Policy) { p.Response = match.Response{StatusCode: 403, Body: "None"} }),
 			crlf("GET / HTTP/1.1", "Host: shop.example", "", ""),
-			crlf("HTTP/1.1 403 Forbidden", "Cache-Control: no-store", "Retry-After: 12", "Content-Length: 0", "", ""),
+			crlf("HTTP/1.1 403 Forbidden", "Cache-Control: no-store", "Content-Length: 0", "Retry-After: 12", "", ""),
 		},
 		{
 			"no wait helps", never, checkout(),
