@@ -56,6 +56,8 @@ func newServer(h http.Handler, log logr.Logger) *http.Server {
 		// sends a request into a connection that we are closing.
 		IdleTimeout:    15 * time.Minute,
 		MaxHeaderBytes: 256 << 10,
+		// Requests of one connection that are in flight. RFC 9113 advises against less than 100.
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 100},
 		// OPTIONS * is the application's to answer.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(logr.ToSlogHandler(log), slog.LevelError),

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -438,5 +439,25 @@ func TestAnAnswerBeforeTheEndOfTheBodyArrives(t *testing.T) {
 	}
 	if res.StatusCode != http.StatusRequestEntityTooLarge || !res.Close {
 		t.Errorf("the response is %s, and ends the connection: %t", res.Status, res.Close)
+	}
+}
+
+func TestOneConnectionOfHTTP2HoldsAHundredRequests(t *testing.T) {
+	const maxConcurrentStreams = 3
+	r := send(t, front(t, newProxy(admits), closed(t)), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	header := make([]byte, 9)
+	if _, err := io.ReadFull(r, header); err != nil {
+		t.Fatal(err)
+	}
+	settings := make([]byte, header[2])
+	if _, err := io.ReadFull(r, settings); err != nil {
+		t.Fatal(err)
+	}
+	got := map[uint16]uint32{}
+	for s := settings; len(s) > 0; s = s[6:] {
+		got[binary.BigEndian.Uint16(s)] = binary.BigEndian.Uint32(s[2:])
+	}
+	if got[maxConcurrentStreams] != 100 {
+		t.Errorf("the settings are %v", got)
 	}
 }
