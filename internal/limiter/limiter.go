@@ -102,11 +102,17 @@ type Store interface {
 	// are allowed and all are charged, or none is charged. It gives one verdict for each hit, in order.
 	//
 	// An error means that nothing is known of any of them: it never means denied, and the request may
-	// or may not have been charged. [ErrInvalid] alone says that nothing was charged.
-	// Take is safe for concurrent use.
+	// or may not have been charged. Only [ErrInvalid] and [ErrNotAsked] say that nothing was charged.
+	//
+	// Take returns as soon as ctx is done, whatever it waits for. What it has begun may go on, so after an
+	// error the hits must not be changed. Take is safe for concurrent use.
 	Take(ctx context.Context, hits []Hit) ([]Verdict, error)
 }
 
 // ErrInvalid is wrapped by the error for a request that no store can decide: an unknown algorithm, a
 // parameter out of range, a negative cost, one key twice.
 var ErrInvalid = errors.New("invalid hit")
+
+// ErrNotAsked is wrapped by the error for a request that was kept from a store which has not answered
+// others lately.
+var ErrNotAsked = errors.New("store not asked")

@@ -6,53 +6,80 @@ package guard
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
 )
 
-// maxCalls bounds the calls under way, those that were given up among them. It is far more than a store
-// that answers ever has, and few enough goroutines to wait in.
-const maxCalls = 1024
+const (
+	// maxLateness is how late a timer rings in a process that has the processor time it needs.
+	maxLateness = 5 * time.Millisecond
+	// maxExtensions bounds how often a call gets its budget anew.
+	maxExtensions = 4
+)
+
+// errSpent is why a call has ended that got no answer within its budget.
+var errSpent = fmt.Errorf("waiting for the store: %w", context.DeadlineExceeded)
 
 // Deadline gives a store that answers within budget, with an error that wraps [context.DeadlineExceeded] if
-// the inner store has not answered by then. It doesn't trust the inner store to heed its context: a call
-// is given up, and goes on in the background until it returns, so the hits must not be changed after
-// Take. While 1,024 calls are under way, all others fail at once.
+// the inner store has not answered by then.
+//
+// A process that is kept from running, by the limit of its container or by more requests than it can serve,
+// finds the answers of the store only after the budget is spent, and would give up a store that is well: a
+// flood of requests would be its own way out of its limits. Who rings more than 5 ms late knows that, and
+// grants the budget once more, up to four times.
 func Deadline(store limiter.Store, budget time.Duration) limiter.Store {
-	return &deadline{store: store, budget: budget, calls: make(chan struct{}, maxCalls)}
+	return &deadline{store: store, budget: budget}
 }
 
 type deadline struct {
 	store  limiter.Store
 	budget time.Duration
-	calls  chan struct{}
-}
-
-type answer struct {
-	verdicts []limiter.Verdict
-	err      error
 }
 
 // Take implements [limiter.Store].
 func (d *deadline) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
-	select {
-	case d.calls <- struct{}{}:
-	default:
-		return nil, fmt.Errorf("waiting for the store: %d calls are unanswered: %w", maxCalls, context.DeadlineExceeded)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	a := &alarm{budget: d.budget, extensions: maxExtensions, end: cancel}
+	defer a.set().Stop()
+	verdicts, err := d.store.Take(ctx, hits)
+	if err != nil && context.Cause(ctx) == errSpent { //nolint:errorlint // This very error is what the alarm gives.
+		return nil, errSpent
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.budget)
-	defer cancel()
-	answers := make(chan answer, 1)
-	go func() {
-		defer func() { <-d.calls }()
-		verdicts, err := d.store.Take(ctx, hits)
-		answers <- answer{verdicts, err}
-	}()
-	select {
-	case a := <-answers:
-		return a.verdicts, a.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting for the store: %w", ctx.Err())
+	return verdicts, err
+}
+
+// alarm ends a call when its budget is spent.
+type alarm struct {
+	budget     time.Duration
+	extensions int
+	due        time.Time
+	end        context.CancelCauseFunc
+}
+
+func (a *alarm) set() *time.Timer {
+	a.due = time.Now().Add(a.budget)
+	return time.AfterFunc(a.budget, a.ring)
+}
+
+func (a *alarm) ring() {
+	// A timer that has run out is served first. Behind all others who are ready to run, it shows how long they
+	// have to wait.
+	runtime.Gosched()
+	if a.spent(time.Now()) {
+		a.end(errSpent)
+		return
 	}
+	a.set()
+}
+
+// spent says whether the budget is, or has to be granted once more.
+func (a *alarm) spent(now time.Time) bool {
+	if now.Sub(a.due) <= maxLateness || a.extensions == 0 {
+		return true
+	}
+	a.extensions--
+	return false
 }

@@ -2,9 +2,26 @@
 
 package redisstore
 
-import "github.com/redis/go-redis/v9"
+import (
+	"github.com/redis/go-redis/v9"
+
+	"github.com/weir-dev/weir/internal/limiter"
+)
 
 // NewOf gives a store that runs another script.
 func NewOf(client redis.Scripter, source string) *Store {
-	return &Store{client: client, script: redis.NewScript(source)}
+	return newStore(client, redis.NewScript(source))
+}
+
+// Decide decides requests of one hit in one batch, and gives what remains after each. It is -1 after an error.
+func Decide(s *Store, requests [][]limiter.Hit) (remaining []int64, errs []error) {
+	for _, a := range s.decide(requests) {
+		errs = append(errs, a.err)
+		if a.err != nil {
+			remaining = append(remaining, -1)
+			continue
+		}
+		remaining = append(remaining, a.verdicts[0].Remaining)
+	}
+	return remaining, errs
 }

@@ -16,14 +16,16 @@ import (
 )
 
 // Reason says in a word why Redis couldn't answer, for the reason label of weir_store_errors_total: invalid,
-// canceled, timeout, unreachable, auth, readonly, oom, loading, busy, noscript or other. It is empty when err
-// is nil.
+// open, canceled, timeout, unreachable, auth, readonly, oom, loading, busy, noscript or other. It is empty when
+// err is nil.
 func Reason(err error) string {
 	switch {
 	case err == nil:
 		return ""
 	case errors.Is(err, limiter.ErrInvalid):
 		return "invalid"
+	case errors.Is(err, limiter.ErrNotAsked):
+		return "open"
 	case errors.Is(err, context.Canceled):
 		return "canceled"
 	}
@@ -37,6 +39,13 @@ func Reason(err error) string {
 		return "unreachable"
 	}
 	return "other"
+}
+
+// Unanswered says whether an error means that Redis gave no answer at all, so that others who ask it now would
+// most likely wait in vain.
+func Unanswered(err error) bool {
+	reason := Reason(err)
+	return reason == "timeout" || reason == "unreachable"
 }
 
 // replies are the errors that Redis itself gives, by how they start.
@@ -57,7 +66,7 @@ var replies = []struct{ prefix, reason string }{
 
 // Reasons gives every word of [Reason] for an error, so that a metric can have them all from the start.
 func Reasons() []string {
-	reasons := []string{"invalid", "canceled", "timeout", "unreachable", "other"}
+	reasons := []string{"invalid", "open", "canceled", "timeout", "unreachable", "other"}
 	for _, r := range replies {
 		if !slices.Contains(reasons, r.reason) {
 			reasons = append(reasons, r.reason)

@@ -16,20 +16,29 @@ import (
 // script is hashed once.
 var script = redis.NewScript(strategy.Script)
 
-// Store is a [limiter.Store] that all who use one Redis share. It decides a request in one script call, all its
-// counters in one atomic step. That takes a single primary, alone or under Sentinel: on a Redis Cluster a
-// request whose counters are in several slots is an error.
+// Store is a [limiter.Store] that all who use one Redis share. Requests that come at once are decided in one
+// script call, one after the other, each with all its counters in one atomic step. That takes a single
+// primary, alone or under Sentinel: on a Redis Cluster a request whose counters are in several slots is an
+// error.
 type Store struct {
-	client redis.Scripter
-	script *redis.Script
+	client  redis.Scripter
+	script  *redis.Script
+	batcher batcher
 }
 
 var _ limiter.Store = (*Store)(nil)
 
 // New gives a store on a client that sends nothing twice, like those of package redisclient: a call that is
-// sent again after a timeout can be charged twice.
+// sent again after a timeout can be charged twice. The client's own timeouts have to end a call that gets no
+// answer. Callers are bound by their contexts alone; at most four calls at a time go on without them.
 func New(client redis.Scripter) *Store {
-	return &Store{client: client, script: script}
+	return newStore(client, script)
+}
+
+func newStore(client redis.Scripter, script *redis.Script) *Store {
+	s := &Store{client: client, script: script}
+	s.batcher.fly = s.decide
+	return s
 }
 
 // Take implements [limiter.Store]. [Reason] classifies its errors.
@@ -43,11 +52,46 @@ func (s *Store) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict
 	if len(hits) == 0 {
 		return nil, nil
 	}
-	keys, args := strategy.Call(hits)
-	// Run sends the script's text after NOSCRIPT, which alone says that the call was not executed.
-	reply, err := s.script.Run(ctx, s.client, keys, args...).Int64Slice()
+	return s.batcher.take(ctx, hits)
+}
+
+// decide decides the requests of a batch, in order.
+func (s *Store) decide(requests [][]limiter.Hit) []answer {
+	verdicts, err := s.call(requests)
+	if err != nil && len(requests) > 1 && spoiled(err) {
+		half := len(requests) / 2
+		return append(s.decide(requests[:half]), s.decide(requests[half:])...)
+	}
+	answers := make([]answer, len(requests))
+	for i, hits := range requests {
+		if err != nil {
+			answers[i].err = err
+			continue
+		}
+		answers[i].verdicts, verdicts = verdicts[:len(hits):len(hits)], verdicts[len(hits):]
+	}
+	return answers
+}
+
+// call gives the verdicts of all requests, one request after the other. Its context is none of the callers':
+// one of them who gives up must not take the answer from the others.
+func (s *Store) call(requests [][]limiter.Hit) ([]limiter.Verdict, error) {
+	keys, args := strategy.Call(requests...)
+	// Run sends the script's text after NOSCRIPT, which says that the call was not executed.
+	reply, err := s.script.Run(context.Background(), s.client, keys, args...).Int64Slice()
 	if err != nil {
 		return nil, fmt.Errorf("taking from Redis: %w", err)
 	}
-	return strategy.Verdicts(reply, len(hits))
+	hits := 0
+	for _, r := range requests {
+		hits += len(r)
+	}
+	return strategy.Verdicts(reply, hits)
+}
+
+// spoiled says whether a call failed for what one of its counters holds: the value of another type, or a
+// state that no rule can read. The script reads and computes before it writes, so nothing was charged, and
+// the requests can be sent again without the one that spoils it for all. No other error says so much.
+func spoiled(err error) bool {
+	return redis.HasErrorPrefix(err, "WRONGTYPE") || redis.HasErrorPrefix(err, "user_script:")
 }

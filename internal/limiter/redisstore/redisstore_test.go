@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -131,20 +132,101 @@ func TestOnRedisClock(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a caller that gives up gets its error", func(t *testing.T) {
+	t.Run("a caller that gives up gets its error, though the client heeds no context", func(t *testing.T) {
 		if err := server.Pause(); err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = server.Resume() }()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
-		patient := redis.NewClient(&redis.Options{Addr: server.Addr, MaxRetries: -1, ContextTimeoutEnabled: true, DisableIdentity: true})
-		defer func() { _ = patient.Close() }()
-		_, err := redisstore.New(patient).Take(ctx, []limiter.Hit{{Key: "late", Limit: window, Cost: 1}})
+		_, err := store.Take(ctx, []limiter.Hit{{Key: "late", Limit: window, Cost: 1}})
 		if got := redisstore.Reason(err); got != "timeout" {
 			t.Errorf("the reason is %q: %v", got, err)
 		}
 	})
+}
+
+// counted is a client that knows how its script is called.
+type counted struct {
+	redis.Scripter
+	// width is how many arguments a request has.
+	width                 int64
+	calls, atOnce         atomic.Int64
+	mostAtOnce, mostAList atomic.Int64
+}
+
+func (c *counted) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	c.calls.Add(1)
+	raise(&c.mostAtOnce, c.atOnce.Add(1))
+	defer c.atOnce.Add(-1)
+	raise(&c.mostAList, int64(len(args))/c.width)
+	return c.Scripter.EvalSha(ctx, sha, keys, args...)
+}
+
+func raise(most *atomic.Int64, n int64) {
+	for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+	}
+}
+
+func TestFlood(t *testing.T) {
+	hit := limiter.Hit{Key: "flood", Limit: limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 1, Window: 8784 * time.Hour}, Cost: 1}
+	_, args := strategy.Call([]limiter.Hit{hit})
+	client := &counted{Scripter: redistest.Start(t).Client(t), width: int64(len(args))}
+	store := redisstore.New(client)
+	const callers, each = 256, 40
+	var admitted atomic.Int64
+	var wg sync.WaitGroup
+	for range callers {
+		wg.Go(func() {
+			for range each {
+				if v, err := store.Take(t.Context(), []limiter.Hit{hit}); err != nil {
+					t.Error(err)
+				} else if v[0].Allowed {
+					admitted.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := admitted.Load(); n != 1 {
+		t.Errorf("%d requests were admitted, not 1", n)
+	}
+	if n := client.mostAtOnce.Load(); n > 4 {
+		t.Errorf("%d calls were under way at once, more than 4", n)
+	}
+	if n := client.mostAList.Load(); n > 128 {
+		t.Errorf("a call had %d requests, more than 128", n)
+	}
+	if n := client.calls.Load(); n > callers*each/2 {
+		t.Errorf("%d requests took %d calls: they don't ride together", callers*each, n)
+	}
+}
+
+func TestSpoiledCounters(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 9, Window: 8784 * time.Hour, Burst: 9}
+	spoil := map[string]func(key string) error{
+		"a value of another type": func(key string) error { return client.LPush(t.Context(), key, "x").Err() },
+		"a state that is none":    func(key string) error { return client.Set(t.Context(), key, "\x01x", 0).Err() },
+	}
+	for name, set := range spoil {
+		t.Run(name+" fails its own requests, and no other of the batch is lost or charged twice", func(t *testing.T) {
+			if err := client.FlushAll(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+			if err := set("spoiled"); err != nil {
+				t.Fatal(err)
+			}
+			var requests [][]limiter.Hit
+			for _, key := range []string{"a", "b", "a", "spoiled", "a", "spoiled", "b"} {
+				requests = append(requests, []limiter.Hit{{Key: key, Limit: l, Cost: 1}})
+			}
+			remaining, errs := redisstore.Decide(redisstore.New(client), requests)
+			if diff := cmp.Diff([]int64{8, 8, 7, -1, 6, -1, 7}, remaining); diff != "" {
+				t.Errorf("remaining, or -1 for an error (-want +got):\n%s\n%v", diff, errs)
+			}
+		})
+	}
 }
 
 func TestReason(t *testing.T) {
@@ -166,6 +248,7 @@ func TestReason(t *testing.T) {
 		"invalid":  redisstore.Reason(strategy.Check([]limiter.Hit{{}})),
 		"canceled": redisstore.Reason(fmt.Errorf("taking: %w", context.Canceled)),
 		"deadline": redisstore.Reason(&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}),
+		"open":     redisstore.Reason(fmt.Errorf("%w: %w", limiter.ErrNotAsked, io.EOF)),
 		"pool":     redisstore.Reason(redis.ErrPoolTimeout),
 		"reset":    redisstore.Reason(fmt.Errorf("reading: %w", syscall.ECONNRESET)),
 		"end":      redisstore.Reason(io.EOF),
@@ -196,7 +279,7 @@ func TestReason(t *testing.T) {
 	got["down"] = redisstore.Reason(failure(client))
 
 	want := map[string]string{
-		"none": "", "invalid": "invalid", "canceled": "canceled", "deadline": "timeout", "pool": "timeout",
+		"none": "", "open": "open", "invalid": "invalid", "canceled": "canceled", "deadline": "timeout", "pool": "timeout",
 		"reset": "unreachable", "end": "unreachable", "unknown": "other", "full": "oom", "no replicas": "readonly",
 		"no permission": "auth", "wrong password": "auth", "replica": "readonly", "down": "unreachable",
 	}
@@ -210,29 +293,51 @@ func TestReason(t *testing.T) {
 	}
 }
 
+// BenchmarkTake tells the time of a decision, all callers together, and how much of it Redis works.
 func BenchmarkTake(b *testing.B) {
 	client := redistest.Start(b).Client(b)
 	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 100, Window: time.Second, Burst: 100}
-	for _, limits := range []int{1, 3} {
-		b.Run(fmt.Sprint("limits=", limits), func(b *testing.B) {
+	for _, callers := range []int{1, 4, 16, 64, 256} {
+		b.Run(fmt.Sprint("callers=", callers), func(b *testing.B) {
 			store := redisstore.New(client)
-			var caller atomic.Int64
+			before := busy(b, client)
+			var left atomic.Int64
+			left.Store(int64(b.N))
 			b.ReportAllocs()
-			b.RunParallel(func(pb *testing.PB) {
-				id := caller.Add(1)
-				for i := 0; pb.Next(); i++ {
-					var hits []limiter.Hit
-					for n := range limits {
-						key := fmt.Sprintf("weir:bench:{shop/%d}:%d-%d", id, i%1000, n)
-						hits = append(hits, limiter.Hit{Key: key, Limit: l, Cost: 1})
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for range callers {
+				wg.Go(func() {
+					for n := left.Add(-1); n >= 0; n = left.Add(-1) {
+						hit := limiter.Hit{Key: fmt.Sprint("weir:bench:{shop/0}:", n%10_000), Limit: l, Cost: 1}
+						if _, err := store.Take(b.Context(), []limiter.Hit{hit}); err != nil {
+							b.Error(err)
+						}
 					}
-					if _, err := store.Take(b.Context(), hits); err != nil {
-						b.Error(err)
-					}
-				}
-			})
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64((busy(b, client)-before).Nanoseconds())/float64(b.N), "redis-ns/op")
 		})
 	}
+}
+
+// busy is the processor time that Redis has used.
+func busy(b *testing.B, client *redis.Client) time.Duration {
+	b.Helper()
+	info, err := client.InfoMap(b.Context(), "cpu").Result()
+	if err != nil {
+		b.Fatal(err)
+	}
+	var seconds float64
+	for _, name := range []string{"used_cpu_sys", "used_cpu_user"} {
+		s, err := strconv.ParseFloat(info["CPU"][name], 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		seconds += s
+	}
+	return time.Duration(seconds * float64(time.Second))
 }
 
 func take(t *testing.T, store limiter.Store, h limiter.Hit) limiter.Verdict {

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redisstore
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/weir-dev/weir/internal/limiter"
+)
+
+const (
+	// maxRequests and maxHits bound a batch, so that it keeps Redis from others for a millisecond or so.
+	maxRequests = 128
+	maxHits     = 512
+	// maxFlights is how many batches are under way at most. It is also the most calls that can hang.
+	maxFlights = 4
+	// crowd is how many callers wait for an answer when it is better to collect than to depart: a few are
+	// quicker each by itself, many are cheaper together.
+	crowd = 8
+)
+
+// batcher lets requests that come at once ride together. A batch departs as soon as there is a flight for
+// it, and is what has collected until then: nobody waits for a timer, and the busier it is, the larger the
+// batches are.
+type batcher struct {
+	// fly decides the requests of a batch, in order, and gives an answer for each. It may take its time.
+	fly func(requests [][]limiter.Hit) []answer
+
+	mu sync.Mutex
+	// waiting holds the riders of the flights to come, first come first.
+	waiting list.List
+	flights int
+	// riding is how many callers wait for a flight that is under way.
+	riding int
+}
+
+// answer is what a flight brings a rider.
+type answer struct {
+	verdicts []limiter.Verdict
+	err      error
+}
+
+// rider is one request. The batcher's mutex guards what changes.
+type rider struct {
+	ctx   context.Context
+	hits  []limiter.Hit
+	stage stage
+	place *list.Element
+	// answer is there when landed is closed.
+	answer answer
+	landed chan struct{}
+}
+
+// stage is how far a rider has got.
+type stage int
+
+const (
+	waiting stage = iota
+	riding
+	arrived
+	gone
+)
+
+// take has the next flight decide a request. Whose context ends gets an error at once. If the request was
+// under way by then it goes on, and may be charged; if it was not, it never will be.
+func (b *batcher) take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
+	r := &rider{ctx: ctx, hits: hits, landed: make(chan struct{})}
+	b.wait(r)
+	select {
+	case <-r.landed:
+	case <-ctx.Done():
+		if b.leave(r) {
+			return nil, fmt.Errorf("waiting for Redis: %w", ctx.Err())
+		}
+	}
+	return r.answer.verdicts, r.answer.err
+}
+
+func (b *batcher) wait(r *rider) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r.place = b.waiting.PushBack(r)
+	b.depart()
+}
+
+// leave takes out a rider whose caller has given up. It is false when the answer is there after all.
+func (b *batcher) leave(r *rider) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch r.stage {
+	case arrived:
+		return false
+	case waiting:
+		b.waiting.Remove(r.place)
+	case riding:
+		// A flight that nobody waits for any more doesn't hold up the next.
+		b.riding--
+		defer b.depart()
+	}
+	r.stage = gone
+	return true
+}
+
+// depart sends off those who wait, if it is time to. The caller holds the mutex.
+func (b *batcher) depart() {
+	for riders := b.board(); len(riders) > 0; riders = b.board() {
+		// Not on the goroutine of a caller: a call that hangs could not be left.
+		go b.shuttle(riders)
+	}
+}
+
+// board takes a batch from those who wait, if it is time to. The caller holds the mutex.
+func (b *batcher) board() []*rider {
+	if b.flights > 0 && (b.flights == maxFlights || b.riding >= crowd && b.waiting.Len() < maxRequests) {
+		return nil
+	}
+	var riders []*rider
+	for hits := 0; b.waiting.Len() > 0 && len(riders) < maxRequests && hits < maxHits; {
+		r := b.waiting.Remove(b.waiting.Front()).(*rider)
+		if r.ctx.Err() != nil {
+			r.stage = gone
+			continue
+		}
+		r.stage = riding
+		riders = append(riders, r)
+		hits += len(r.hits)
+	}
+	if len(riders) > 0 {
+		b.flights++
+		b.riding += len(riders)
+	}
+	return riders
+}
+
+// shuttle flies one batch after the other for as long as somebody waits. A goroutine for each would have to
+// queue behind all who were just woken.
+func (b *batcher) shuttle(riders []*rider) {
+	for len(riders) > 0 {
+		requests := make([][]limiter.Hit, len(riders))
+		for i, r := range riders {
+			requests[i] = r.hits
+		}
+		riders = b.land(riders, b.fly(requests))
+	}
+}
+
+// land gives all riders their answers, and boards the next.
+func (b *batcher) land(riders []*rider, answers []answer) []*rider {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, r := range riders {
+		if r.stage == riding {
+			r.stage = arrived
+			b.riding--
+		}
+		r.answer = answers[i]
+		close(r.landed)
+	}
+	b.flights--
+	next := b.board()
+	b.depart()
+	return next
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-dev/weir/internal/limiter"
+)
+
+// tower is a batcher whose flights land when told to.
+type tower struct {
+	batcher
+	mu sync.Mutex
+	// departed holds the keys of each flight, in the order of their departures.
+	departed []string
+	landing  chan struct{}
+}
+
+func newTower() *tower {
+	w := &tower{landing: make(chan struct{})}
+	w.fly = func(requests [][]limiter.Hit) []answer {
+		var keys []string
+		answers := make([]answer, len(requests))
+		for i, hits := range requests {
+			keys = append(keys, hits[0].Key)
+			answers[i] = answerTo(hits)
+		}
+		w.mu.Lock()
+		w.departed = append(w.departed, strings.Join(keys, " "))
+		w.mu.Unlock()
+		<-w.landing
+		return answers
+	}
+	return w
+}
+
+// answerTo is one that only the request of these hits gets.
+func answerTo(hits []limiter.Hit) answer {
+	if hits[0].Key == "bad" {
+		return answer{err: errors.New("bad")}
+	}
+	n, _ := strconv.ParseInt(hits[0].Key, 10, 64)
+	return answer{verdicts: []limiter.Verdict{{Allowed: true, Remaining: n}}}
+}
+
+// request has a caller of its own take, and waits until it waits.
+func (w *tower) request(t *testing.T, ctx context.Context, keys ...string) <-chan error {
+	t.Helper()
+	errs := make(chan error, len(keys))
+	for _, key := range keys {
+		hits := []limiter.Hit{{Key: key}}
+		go func() {
+			verdicts, err := w.take(ctx, hits)
+			if want := answerTo(hits); err == nil && !cmp.Equal(want.verdicts, verdicts) {
+				err = fmt.Errorf("request %s got %+v", key, verdicts)
+			}
+			errs <- err
+		}()
+		synctest.Wait()
+	}
+	return errs
+}
+
+// land lets one flight land, whichever.
+func (w *tower) land() {
+	w.landing <- struct{}{}
+	synctest.Wait()
+}
+
+func (w *tower) check(t *testing.T, want ...string) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if diff := cmp.Diff(want, w.departed); diff != "" {
+		t.Errorf("flights (-want +got):\n%s", diff)
+	}
+}
+
+// budget is how long callers wait who do not wait for ever.
+const budget = 20 * time.Millisecond
+
+func numbers(from, to int) []string {
+	var names []string
+	for n := from; n <= to; n++ {
+		names = append(names, strconv.Itoa(n))
+	}
+	return names
+}
+
+func TestBatcher(t *testing.T) {
+	run := func(name string, test func(t *testing.T, w *tower)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newTower()
+				test(t, w)
+				close(w.landing)
+			})
+		})
+	}
+	run("the first few depart at once, and the next together in the order they came", func(t *testing.T, w *tower) {
+		errs := w.request(t, t.Context(), numbers(1, 7)...)
+		w.check(t, "1", "2", "3", "4")
+		w.land()
+		w.check(t, "1", "2", "3", "4", "5 6 7")
+		for range 4 {
+			w.land()
+		}
+		for range 7 {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		w.request(t, t.Context(), "8")
+		w.check(t, "1", "2", "3", "4", "5 6 7", "8")
+	})
+	run("one flight takes many, and none departs beside it until a batch is full", func(t *testing.T, w *tower) {
+		w.request(t, t.Context(), numbers(1, 20)...)
+		for range 4 {
+			w.land()
+		}
+		many := strings.Join(numbers(5, 20), " ")
+		w.check(t, "1", "2", "3", "4", many)
+		w.request(t, t.Context(), numbers(21, 20+maxRequests-1)...)
+		w.check(t, "1", "2", "3", "4", many)
+		w.request(t, t.Context(), "last")
+		w.check(t, "1", "2", "3", "4", many, strings.Join(numbers(21, 20+maxRequests-1), " ")+" last")
+	})
+	run("a batch takes no more requests than it may", func(t *testing.T, w *tower) {
+		w.request(t, t.Context(), numbers(1, 4+maxRequests+1)...)
+		w.land()
+		w.check(t, "1", "2", "3", "4", strings.Join(numbers(5, 4+maxRequests), " "))
+	})
+	run("a batch takes no more hits than it may, but always one request", func(t *testing.T, w *tower) {
+		w.request(t, t.Context(), numbers(1, 4)...)
+		for range 2 {
+			go func() { _, _ = w.take(t.Context(), slices.Repeat([]limiter.Hit{{Key: "large"}}, maxHits)) }()
+		}
+		synctest.Wait()
+		w.land()
+		w.land()
+		w.check(t, "1", "2", "3", "4", "large", "large")
+	})
+	run("an answer is one request's own", func(t *testing.T, w *tower) {
+		w.request(t, t.Context(), numbers(1, 4)...)
+		good, bad := w.request(t, t.Context(), "5"), w.request(t, t.Context(), "bad")
+		w.land()
+		w.check(t, "1", "2", "3", "4", "5 bad")
+		for range 4 {
+			w.land()
+		}
+		if err := <-good; err != nil {
+			t.Error(err)
+		}
+		if err := <-bad; err == nil {
+			t.Error("the bad request has no error")
+		}
+	})
+	run("a request that is given up while it waits never departs", func(t *testing.T, w *tower) {
+		w.request(t, t.Context(), numbers(1, 5)...)
+		ctx, cancel := context.WithCancel(t.Context())
+		errs := w.request(t, ctx, "given up")
+		w.request(t, t.Context(), "6")
+		cancel()
+		if err := <-errs; !errors.Is(err, context.Canceled) {
+			t.Errorf("the error is %v", err)
+		}
+		w.land()
+		w.check(t, "1", "2", "3", "4", "5 6")
+	})
+	run("a caller who gives up under way has its error at once, and the flight goes on", func(t *testing.T, w *tower) {
+		ctx, cancel := context.WithCancel(t.Context())
+		errs := w.request(t, ctx, "1")
+		cancel()
+		if err := <-errs; !errors.Is(err, context.Canceled) {
+			t.Errorf("the error is %v", err)
+		}
+		w.check(t, "1")
+	})
+	run("flights that hang are four, and hold up nobody longer than it wants to wait", func(t *testing.T, w *tower) {
+		for n := range 10 {
+			ctx, cancel := context.WithTimeout(t.Context(), budget)
+			errs := w.request(t, ctx, numbers(100*n, 100*n+19)...)
+			for range 20 {
+				if err := <-errs; !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("the error is %v", err)
+				}
+			}
+			cancel()
+		}
+		w.check(t, "0", "1", "2", "3")
+		for range 4 {
+			w.land()
+		}
+		w.request(t, t.Context(), "back")
+		w.check(t, "0", "1", "2", "3", "back")
+	})
+	run("a flight that hangs with many aboard stops the others only until they give up", func(t *testing.T, w *tower) {
+		w.request(t, t.Context(), numbers(1, 4)...)
+		ctx, cancel := context.WithTimeout(t.Context(), budget)
+		defer cancel()
+		hung := w.request(t, ctx, numbers(5, 20)...)
+		for range 4 {
+			w.land()
+		}
+		w.request(t, t.Context(), "21", "22")
+		many := strings.Join(numbers(5, 20), " ")
+		w.check(t, "1", "2", "3", "4", many)
+		for range 16 {
+			<-hung
+		}
+		synctest.Wait()
+		w.check(t, "1", "2", "3", "4", many, "21 22")
+	})
+}
