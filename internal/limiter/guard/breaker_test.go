@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guard_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/guard"
+)
+
+const probeInterval = 200 * time.Millisecond
+
+var errSilent = errors.New("silent")
+
+func silent(err error) bool { return errors.Is(err, errSilent) }
+
+// patient is a store that fails with err, if it is not nil, after a delay.
+type patient struct {
+	err   error
+	delay time.Duration
+	calls atomic.Int64
+}
+
+func (p *patient) Take(ctx context.Context, _ []limiter.Hit) ([]limiter.Verdict, error) {
+	p.calls.Add(1)
+	select {
+	case <-time.After(p.delay):
+		return nil, p.err
+	case <-ctx.Done():
+		return nil, errSilent
+	}
+}
+
+func TestBreaker(t *testing.T) {
+	run := func(name string, test func(t *testing.T, p *patient, take func() error)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := &patient{}
+				store := guard.Breaker(p, silent)
+				test(t, p, func() error {
+					_, err := store.Take(t.Context(), nil)
+					return err
+				})
+			})
+		})
+	}
+	fail := func(take func() error, times int) {
+		for range times {
+			_ = take()
+		}
+	}
+	run("a store that answers is asked each time", func(t *testing.T, p *patient, take func() error) {
+		for range 100 {
+			if err := take(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wantCalls(t, p, 100)
+	})
+	run("a store that fails now and then is asked each time", func(t *testing.T, p *patient, take func() error) {
+		for range 10 {
+			p.err = errSilent
+			fail(take, 4)
+			p.err = nil
+			fail(take, 1)
+		}
+		wantCalls(t, p, 50)
+	})
+	run("after five failures and a probe nobody waits, and everybody knows why", func(t *testing.T, p *patient, take func() error) {
+		p.err, p.delay = errSilent, budget
+		start := time.Now()
+		fail(take, 6)
+		if took := time.Since(start); took != 6*budget {
+			t.Errorf("six failures took %s", took)
+		}
+		for range 1000 {
+			if err := take(); !errors.Is(err, limiter.ErrNotAsked) || !errors.Is(err, errSilent) {
+				t.Fatalf("the error is %v", err)
+			}
+		}
+		if took := time.Since(start); took != 6*budget {
+			t.Errorf("a thousand more took %s", took-6*budget)
+		}
+		wantCalls(t, p, 6)
+	})
+	run("an open breaker probes five times a second, one at a time", func(t *testing.T, p *patient, take func() error) {
+		p.err, p.delay = errSilent, budget
+		fail(take, 6)
+		for range 2200 {
+			go func() { _ = take() }()
+			time.Sleep(time.Millisecond)
+		}
+		wantCalls(t, p, 16)
+	})
+	run("the first answer closes the breaker", func(t *testing.T, p *patient, take func() error) {
+		p.err = errSilent
+		fail(take, 6)
+		p.err = nil
+		time.Sleep(probeInterval)
+		for range 100 {
+			if err := take(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.err = errSilent
+		fail(take, 4)
+		wantCalls(t, p, 110)
+	})
+	run("a store that has only stumbled is asked again at once, however many waited for it", func(t *testing.T, p *patient, take func() error) {
+		p.err, p.delay = errSilent, budget
+		for range 100 {
+			go func() { _ = take() }()
+		}
+		time.Sleep(budget)
+		synctest.Wait()
+		p.err, p.delay = nil, 0
+		for range 100 {
+			if err := take(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	run("errors that are answers open nothing", func(t *testing.T, p *patient, take func() error) {
+		p.err = limiter.ErrInvalid
+		fail(take, 100)
+		wantCalls(t, p, 100)
+	})
+	run("a probe without a result makes room for the next", func(t *testing.T, p *patient, take func() error) {
+		p.err = errSilent
+		fail(take, 5)
+		p.err = limiter.ErrInvalid
+		if err := take(); !errors.Is(err, limiter.ErrInvalid) {
+			t.Errorf("the error is %v", err)
+		}
+		p.err = nil
+		if err := take(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestBreakerAndCallersInAHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &patient{delay: budget}
+		store := guard.Breaker(p, silent)
+		for range 100 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			_, _ = store.Take(ctx, nil)
+			cancel()
+		}
+		if _, err := store.Take(t.Context(), nil); err != nil {
+			t.Errorf("callers who didn't wait for the store have opened the breaker: %v", err)
+		}
+	})
+}
+
+func wantCalls(t *testing.T, p *patient, want int64) {
+	t.Helper()
+	if diff := cmp.Diff(want, p.calls.Load()); diff != "" {
+		t.Errorf("calls of the store (-want +got):\n%s", diff)
+	}
+}
