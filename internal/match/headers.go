@@ -59,21 +59,27 @@ func (v *view) lines(n headerName) []string {
 	if n.plain != n.canonical {
 		lines = append(lines, v.Header[n.plain]...)
 	}
-	for _, name := range v.odd {
-		if name != n.canonical && plainName(name) == n.plain {
+	for _, name := range v.odd[n.plain] {
+		if name != n.canonical {
 			lines = append(lines, v.Header[name]...)
 		}
 	}
 	return lines
 }
 
-// oddNames gives the names that have other punctuation than dashes. Most requests have none.
-func oddNames(h http.Header) []string {
-	var odd []string
+// oddNames gives the names that have other punctuation than dashes, by their plain names. Most requests have
+// none.
+func oddNames(h http.Header) map[string][]string {
+	var odd map[string][]string
 	for name := range h {
-		if strings.ContainsFunc(name, isOdd) {
-			odd = append(odd, name)
+		if !strings.ContainsFunc(name, isOdd) {
+			continue
 		}
+		if odd == nil {
+			odd = map[string][]string{}
+		}
+		plain := plainName(name)
+		odd[plain] = append(odd[plain], name)
 	}
 	return odd
 }

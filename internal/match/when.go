@@ -13,8 +13,8 @@ type view struct {
 	host string
 	// paths are the readings of the path.
 	paths []string
-	// odd are the names of headers that may be aliases of others.
-	odd []string
+	// odd are the names of headers that may be aliases of others, by their plain names.
+	odd map[string][]string
 }
 
 // condition is a [When], ready to be evaluated.
