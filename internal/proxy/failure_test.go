@@ -250,6 +250,28 @@ func TestAClientCannotChooseItsAddress(t *testing.T) {
 	}
 }
 
+func TestWhatConnectionDropsIsNotCountedBy(t *testing.T) {
+	byKey := checkout(func(p *match.Policy) {
+		p.Limits[0].Key = []match.KeySource{{Header: "x-api-key", OnMissing: "Share"}}
+	})
+	counters := keys{}
+	p := New(limiter.NewEngine(counters, noRecorder{}), Options{})
+	p.Swap(match.New([]match.Policy{byKey}, match.Options{Everything: true}))
+	h := &handler{Proxy: p, upstream: newForwarder(&url.URL{Scheme: "http", Host: closed(t)}, p.metrics, logr.Discard())}
+	for _, header := range []http.Header{
+		{},
+		{"Connection": {"X-Api-Key"}, "X-Api-Key": {"r0"}},
+		{"Connection": {"close", "a, x-api-key"}, "X-Api-Key": {"r1"}},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
+		r.Header = header
+		h.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	if len(counters) != 1 {
+		t.Errorf("there are %d counters for requests that reach the application without the key", len(counters))
+	}
+}
+
 func TestDraining(t *testing.T) {
 	t.Run("what is in flight finishes", func(t *testing.T) {
 		for _, http2 := range []bool{false, true} {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -93,11 +94,33 @@ func opaquePath(r *http.Request) string {
 	return rawPath(r)
 }
 
+// saidByProxies are the headers that tell of the client and its request what we can't know.
+var saidByProxies = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"}
+
+// endToEnd gives the headers that reach the application, as far as limits may look at them. What Connection
+// names does not: a client that counts by its key must not be served as one without.
+func endToEnd(h http.Header) http.Header {
+	kept := h
+	for _, line := range h["Connection"] {
+		for option := range strings.SplitSeq(line, ",") {
+			name := http.CanonicalHeaderKey(strings.TrimSpace(option))
+			if _, ok := kept[name]; !ok || name == "Upgrade" || slices.Contains(saidByProxies, name) {
+				continue
+			}
+			if len(kept) == len(h) { // Nothing is dropped yet.
+				kept = maps.Clone(h)
+			}
+			delete(kept, name)
+		}
+	}
+	return kept
+}
+
 // forwarded keeps what the proxies before us said, even if the client's Connection header asks to drop
 // it, and adds the one address that the application can't see any more. The application's host and
 // scheme are as they were, so there is nothing to say of them.
 func forwarded(out http.Header, in *http.Request) {
-	for _, name := range []string{"Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+	for _, name := range saidByProxies {
 		if values, ok := in.Header[name]; ok {
 			out[name] = values
 		}

@@ -107,7 +107,7 @@ func (h *handler) decide(m *match.Matcher, r *http.Request) limiter.Decision {
 		Method:   r.Method,
 		Path:     rawPath(r),
 		Host:     r.Host,
-		Header:   r.Header,
+		Header:   endToEnd(r.Header),
 		Client:   h.client(r),
 	})
 	// A client that hangs up has asked all the same. If that ended the question to the store, it would

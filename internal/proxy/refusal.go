@@ -239,8 +239,14 @@ func violated(d limiter.Decision) []string {
 // missing names what the key of a limit needs and the request doesn't have.
 func missing(m *match.Matcher, id limiter.LimitID, h http.Header) string {
 	for _, source := range keyOf(m, id) {
-		if source.OnMissing == "Deny" && source.Header != "" && len(h.Values(source.Header)) == 0 {
+		if source.OnMissing != "Deny" || source.Header == "" {
+			continue
+		}
+		if len(h.Values(source.Header)) == 0 {
 			return "header " + source.Header
+		}
+		if match.Ambiguous(h, source.Header) {
+			return "header " + source.Header + " in a single line and spelling"
 		}
 	}
 	return "a part of its key"

@@ -87,6 +87,15 @@ func TestARefusalSaysWhichLimitAndHowLong(t *testing.T) {
 				`{"type":"about:blank","title":"Too Many Requests","status":429,"detail":"Limit per-customer of policy checkout-api needs header x-api-key, which the request lacks.","violated-policies":["checkout-api/per-customer"]}`),
 		},
 		{
+			"the key reads in several ways", admits, checkout(byKey),
+			crlf("GET / HTTP/1.1", "Host: shop.example", "X-Api-Key: real", "X-Api-Key: r0", "", ""),
+			crlf("HTTP/1.1 429 Too Many Requests",
+				"Cache-Control: no-store",
+				"Content-Length: 245",
+				"Content-Type: application/problem+json", "",
+				`{"type":"about:blank","title":"Too Many Requests","status":429,"detail":"Limit per-customer of policy checkout-api needs header x-api-key in a single line and spelling, which the request lacks.","violated-policies":["checkout-api/per-customer"]}`),
+		},
+		{
 			"the store is away and the policy fails closed",
 			broken{},
 			checkout(failClosed),
