@@ -99,6 +99,8 @@ func (b *batcher) leave(r *rider) bool {
 		// A flight that nobody waits for any more doesn't hold up the next.
 		b.riding--
 		defer b.depart()
+	case gone:
+		// It was left behind because its context was done.
 	}
 	r.stage = gone
 	return true
