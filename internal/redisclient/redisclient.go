@@ -17,11 +17,23 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// The library's defaults are 5 s each, four tries of it. Callers that have to be quicker say so by their
-// context; these bound those that don't.
-const (
-	dialTimeout = 500 * time.Millisecond
-	ioTimeout   = time.Second
+// dialTimeout bounds the one attempt to connect. The library's default is 5 s, five times.
+const dialTimeout = 500 * time.Millisecond
+
+// use is what a client is for.
+type use struct {
+	// heedContext has the deadline of a call's context end it, and close its connection.
+	heedContext bool
+	// ioTimeout bounds the wait for an answer. The library's default is 5 s, four times.
+	ioTimeout time.Duration
+	// poolSize and dials are how many connections there are at most, and how many are dialed at once. 0 is
+	// the library's choice.
+	poolSize, dials int
+}
+
+var (
+	anything = use{heedContext: true, ioTimeout: time.Second}
+	counting = use{ioTimeout: 500 * time.Millisecond, poolSize: 8, dials: 4}
 )
 
 // Open gives a client of the Redis that the address names:
@@ -33,37 +45,54 @@ const (
 // With rediss instead of redis it is TLS. A user and password before the host of a Sentinel are the Sentinel's own.
 // The query takes the options of go-redis, like pool_size and read_timeout. Open sends nothing: a Redis that
 // isn't there shows in the first call.
-func Open(address string) (redis.UniversalClient, error) {
+func Open(address string) (redis.UniversalClient, error) { return open(address, anything) }
+
+// OpenCounting is [Open] for a few calls at a time, made by who doesn't have to wait for them: whatever its
+// context says, a call ends when Redis has not answered for half a second. So a Redis that is back after a pause
+// finds its connections as it left them. And one that is back after it was gone is dialed by the first call;
+// other clients wait for up to a second then.
+func OpenCounting(address string) (redis.UniversalClient, error) {
+	client, err := open(address, counting)
+	if err != nil {
+		return nil, err
+	}
+	client.AddHook(undeterred{})
+	return client, nil
+}
+
+func open(address string, u use) (redis.UniversalClient, error) {
 	scheme, rest, _ := strings.Cut(address, "://")
 	switch scheme {
 	case "redis", "rediss", "unix":
-		return open(address)
+		return openSingle(address, u)
 	case "redis+sentinel":
-		return openSentinel("redis://" + rest)
+		return openSentinel("redis://"+rest, u)
 	case "rediss+sentinel":
-		return openSentinel("rediss://" + rest)
+		return openSentinel("rediss://"+rest, u)
 	}
 	return nil, fmt.Errorf("opening Redis: the scheme must be redis, rediss, unix, redis+sentinel or rediss+sentinel, not %q", scheme)
 }
 
-func open(address string) (redis.UniversalClient, error) {
+func openSingle(address string, u use) (redis.UniversalClient, error) {
 	o, err := redis.ParseURL(address)
 	if err != nil {
 		return nil, fmt.Errorf("opening Redis: %w", withoutURL(err))
 	}
 	o.MaxRetries = -1
 	o.DialerRetries = 1
-	o.ContextTimeoutEnabled = true
+	o.ContextTimeoutEnabled = u.heedContext
 	o.DialTimeout = cmp.Or(o.DialTimeout, dialTimeout)
-	o.ReadTimeout = cmp.Or(o.ReadTimeout, ioTimeout)
-	o.WriteTimeout = cmp.Or(o.WriteTimeout, ioTimeout)
+	o.ReadTimeout = cmp.Or(o.ReadTimeout, u.ioTimeout)
+	o.WriteTimeout = cmp.Or(o.WriteTimeout, u.ioTimeout)
+	o.PoolSize = cmp.Or(o.PoolSize, u.poolSize)
+	o.MaxConcurrentDials = cmp.Or(o.MaxConcurrentDials, u.dials)
 	// Both would be commands on each new connection that nobody reads the answer of.
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return redis.NewClient(o), nil
 }
 
-func openSentinel(address string) (redis.UniversalClient, error) {
+func openSentinel(address string, u use) (redis.UniversalClient, error) {
 	o, err := redis.ParseFailoverURL(address)
 	if err != nil {
 		return nil, fmt.Errorf("opening Redis by Sentinel: %w", withoutURL(err))
@@ -73,10 +102,12 @@ func openSentinel(address string) (redis.UniversalClient, error) {
 	}
 	o.MaxRetries = -1
 	o.DialerRetries = 1
-	o.ContextTimeoutEnabled = true
+	o.ContextTimeoutEnabled = u.heedContext
 	o.DialTimeout = cmp.Or(o.DialTimeout, dialTimeout)
-	o.ReadTimeout = cmp.Or(o.ReadTimeout, ioTimeout)
-	o.WriteTimeout = cmp.Or(o.WriteTimeout, ioTimeout)
+	o.ReadTimeout = cmp.Or(o.ReadTimeout, u.ioTimeout)
+	o.WriteTimeout = cmp.Or(o.WriteTimeout, u.ioTimeout)
+	o.PoolSize = cmp.Or(o.PoolSize, u.poolSize)
+	o.MaxConcurrentDials = cmp.Or(o.MaxConcurrentDials, u.dials)
 	o.DisableIdentity = true
 	return redis.NewFailoverClient(o), nil
 }
