@@ -86,12 +86,17 @@ func (s *sidecar) openStore() error {
 		s.store = watch(memorystore.New(memorystore.Options{}), log)
 		return nil
 	}
-	client, err := s.openRedis("--redis", s.options.redis)
+	client, err := s.openRedis("--redis", s.options.redis, redisclient.Open)
+	if err != nil {
+		return err
+	}
+	counting, err := s.openRedis("--redis", s.options.redis, redisclient.OpenCounting)
 	if err != nil {
 		return err
 	}
 	s.counters = client
-	s.store = watch(guard.Deadline(redisstore.New(client), s.options.decisionTimeout), log)
+	timely := guard.Deadline(redisstore.New(counting), s.options.decisionTimeout)
+	s.store = watch(guard.Breaker(timely, redisstore.Unanswered), log)
 	return nil
 }
 
@@ -118,7 +123,7 @@ func (s *sidecar) joinCluster() error {
 	if err != nil {
 		return err
 	}
-	configs, err := s.openRedis("--config-redis", o.configRedisOrRedis())
+	configs, err := s.openRedis("--config-redis", o.configRedisOrRedis(), redisclient.Open)
 	if err != nil {
 		return err
 	}
@@ -141,8 +146,8 @@ func (s *sidecar) joinCluster() error {
 }
 
 // openRedis opens a client. Its connections come with the first command.
-func (s *sidecar) openRedis(flag, url string) (goredis.UniversalClient, error) {
-	client, err := redisclient.Open(url)
+func (s *sidecar) openRedis(flag, url string, open func(url string) (goredis.UniversalClient, error)) (goredis.UniversalClient, error) {
+	client, err := open(url)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("%s: %w", flag, err)}
 	}
