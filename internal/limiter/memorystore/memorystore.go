@@ -6,6 +6,7 @@ package memorystore
 import (
 	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,16 +14,17 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// defaultMaxCounters takes some 20 MB.
+// defaultMaxCounters take some 20 MB.
 const defaultMaxCounters = 100_000
 
 // Options are what a [Store] may have.
 type Options struct {
 	// Now is the clock, which may be set back. The default is time.Now.
 	Now func() time.Time
-	// MaxCounters bounds the memory, 100,000 by default. While so many counters are in use, the keys that
-	// have none share one per limit. So a flood of keys refuses newcomers sooner than it should: it
-	// never makes room for more requests, and those who have a counter don't notice.
+	// MaxCounters bounds the memory of each limit, 100,000 by default. While a limit has so many counters,
+	// the keys that have none share one, and go on with it until it is as new. So a flood of keys refuses
+	// newcomers of that limit sooner than it should: it never makes room for more requests, and neither
+	// those who have a counter nor other limits notice.
 	MaxCounters int
 }
 
@@ -35,23 +37,27 @@ type Store struct {
 	evaluator strategy.Evaluator
 	counters  map[string]*counter
 	// swept holds the counters in no order, for sweep to walk.
-	swept  []*counter
-	hand   int
-	shared map[share]*strategy.Counter
+	swept []*counter
+	hand  int
+	// limits are those that were ever hit: as many as there are in policies.
+	limits map[limiter.LimitID]*limit
 	// found is the buffer for the counters of a request.
 	found []*strategy.Counter
 }
 
 type counter struct {
 	strategy.Counter
-	key string
+	key   string
+	limit *limit
 }
 
-// share tells the shared counters apart. A request can hit one limit more than once, for different
-// targets: nth keeps it from hitting one counter twice.
-type share struct {
-	id  limiter.LimitID
-	nth int
+// limit is what the counters of one limit have in common.
+type limit struct {
+	// counters is how many there are, without those that are shared.
+	counters int
+	// shared are the counters of the keys that have none of their own. A request can hit one limit more than
+	// once, for different targets: its second hit has the second of them.
+	shared []*strategy.Counter
 }
 
 var _ limiter.Store = (*Store)(nil)
@@ -62,7 +68,7 @@ func New(o Options) *Store {
 		now:      o.Now,
 		max:      cmp.Or(o.MaxCounters, defaultMaxCounters),
 		counters: map[string]*counter{},
-		shared:   map[share]*strategy.Counter{},
+		limits:   map[limiter.LimitID]*limit{},
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -84,40 +90,50 @@ func (s *Store) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict
 	s.sweep(now, 2*len(hits))
 	s.found = s.found[:0]
 	for i := range hits {
-		s.found = append(s.found, s.find(hits, i))
+		s.found = append(s.found, s.find(now, hits, i))
 	}
 	return s.evaluator.Decide(now, hits, s.found), nil
 }
 
 // find gives the counter of hits[i], a new one if need be.
-func (s *Store) find(hits []limiter.Hit, i int) *strategy.Counter {
+func (s *Store) find(now int64, hits []limiter.Hit, i int) *strategy.Counter {
 	key := hits[i].Key
 	if c, ok := s.counters[key]; ok {
 		return &c.Counter
 	}
-	if len(s.counters) >= s.max {
-		return s.findShared(hits, i)
+	l := s.limits[hits[i].ID]
+	if l == nil {
+		l = &limit{}
+		s.limits[hits[i].ID] = l
 	}
-	c := &counter{key: key}
+	if l.counters >= s.max || l.sharing(now) {
+		return l.share(hits, i)
+	}
+	c := &counter{key: key, limit: l}
+	l.counters++
 	s.counters[key] = c
 	s.swept = append(s.swept, c)
 	return &c.Counter
 }
 
-// findShared gives the counter that the keys of a limit share while there is no room.
-func (s *Store) findShared(hits []limiter.Hit, i int) *strategy.Counter {
-	id := share{id: hits[i].ID}
+// sharing says whether keys without a counter have taken something that still counts. With a counter of its
+// own such a key could take as much again.
+func (l *limit) sharing(now int64) bool {
+	return slices.ContainsFunc(l.shared, func(c *strategy.Counter) bool { return c.Expires > now })
+}
+
+// share gives the counter that hits[i] has with others.
+func (l *limit) share(hits []limiter.Hit, i int) *strategy.Counter {
+	nth := 0
 	for _, h := range hits[:i] {
-		if h.ID == id.id {
-			id.nth++
+		if h.ID == hits[i].ID {
+			nth++
 		}
 	}
-	c, ok := s.shared[id]
-	if !ok {
-		c = &strategy.Counter{}
-		s.shared[id] = c
+	for len(l.shared) <= nth {
+		l.shared = append(l.shared, &strategy.Counter{})
 	}
-	return c
+	return l.shared[nth]
 }
 
 // sweep forgets those of the next few counters that have expired. Two looked at for each hit are more than
@@ -137,6 +153,7 @@ func (s *Store) sweep(now int64, few int) {
 
 func (s *Store) forget(i int) {
 	last := len(s.swept) - 1
+	s.swept[i].limit.counters--
 	delete(s.counters, s.swept[i].key)
 	s.swept[i], s.swept[last] = s.swept[last], nil
 	s.swept = s.swept[:last]

@@ -71,6 +71,40 @@ func TestMaxCounters(t *testing.T) {
 			t.Errorf("a key that had 2 left got %v", got)
 		}
 	})
+	t.Run("a key that has taken from the shared counter gets none of its own while that lasts", func(t *testing.T) {
+		c := &clock{now: storetest.Epoch}
+		s := memorystore.New(memorystore.Options{Now: c.Now, MaxCounters: 2})
+		short := l
+		short.Window = time.Minute
+		for i := range 2 {
+			allowed(t, s, limiter.Hit{Key: fmt.Sprint("old-", i), Limit: short, Cost: 1, ID: id})
+		}
+		admitted := 0
+		for range 20 {
+			for range 10 {
+				if allowed(t, s, limiter.Hit{Key: "new", Limit: l, Cost: 1, ID: id}) {
+					admitted++
+				}
+			}
+			c.Advance(time.Minute)
+		}
+		// The burst, and one for each 12 minutes.
+		if admitted != 6 {
+			t.Errorf("%d requests of one key were admitted in 19 minutes, not 6", admitted)
+		}
+	})
+	t.Run("a flood of keys under one limit refuses none under another", func(t *testing.T) {
+		s := full(t, &clock{now: storetest.Epoch})
+		other := id
+		other.Policy = "search"
+		for i := range 10 {
+			for range 5 {
+				if !allowed(t, s, limiter.Hit{Key: fmt.Sprint("other-", i), Limit: l, Cost: 1, ID: other}) {
+					t.Errorf("other-%d has no counter of its own", i)
+				}
+			}
+		}
+	})
 	t.Run("two hits of one limit share no counter within a request", func(t *testing.T) {
 		s := full(t, &clock{now: storetest.Epoch})
 		v, err := s.Take(t.Context(), []limiter.Hit{
