@@ -12,18 +12,20 @@ import (
 )
 
 const (
-	// maxFailures in a row open a breaker.
+	// maxFailures in a row open a breaker, if there was no answer for maxSilence either: when many wait at
+	// once, as many fail at once.
 	maxFailures = 5
+	maxSilence  = 30 * time.Millisecond
 	// probeInterval is how long an open breaker waits after a probe has failed. A store that is back is
 	// noticed this much later at most.
 	probeInterval = 200 * time.Millisecond
 )
 
 // Breaker gives a store that spares its callers the wait for one that doesn't answer. After five failures in
-// a row it is open: it fails at once, with an error that wraps [limiter.ErrNotAsked] and the last failure. One
-// request at a time is let through as a probe, the first at once and after each that fails the next 200 ms
-// later, and the first answer closes the breaker. So a store that only stumbled is asked again after one
-// probe, however many waited for it.
+// a row, and 30 ms without an answer, it is open: it fails at once, with an error that wraps
+// [limiter.ErrNotAsked] and the last failure. One request at a time is let through as a probe, the first at
+// once, the next 200 ms after one that failed, and the first answer closes the breaker. So a store that only
+// stumbled is asked again after one probe, however many waited for it.
 //
 // A failure is an error that unanswered is true of, unless the caller gave up by itself: callers who are in
 // a hurry say nothing about the store. Other errors count neither way.
@@ -38,6 +40,8 @@ type breaker struct {
 	mu       sync.Mutex
 	failures int
 	last     error
+	answered time.Time
+	open     bool
 	// While the breaker is open: whether a probe is under way, and else when the next may be.
 	probing bool
 	next    time.Time
@@ -52,7 +56,7 @@ func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdi
 	verdicts, err := b.store.Take(ctx, hits)
 	switch {
 	case err == nil:
-		b.close()
+		b.succeed()
 	case ctx.Err() == nil && b.unanswered(err):
 		b.fail(err, probe)
 	case probe:
@@ -65,7 +69,7 @@ func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdi
 func (b *breaker) admit() (probe bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.failures < maxFailures {
+	if !b.open {
 		return false, nil
 	}
 	if b.probing || time.Now().Before(b.next) {
@@ -75,19 +79,22 @@ func (b *breaker) admit() (probe bool, err error) {
 	return true, nil
 }
 
-func (b *breaker) close() {
+func (b *breaker) succeed() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.failures, b.probing, b.next = 0, false, time.Time{}
+	b.failures, b.answered = 0, time.Now()
+	b.open, b.probing, b.next = false, false, time.Time{}
 }
 
 func (b *breaker) fail(err error, probe bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	now := time.Now()
 	b.failures++
 	b.last = err
+	b.open = b.open || b.failures >= maxFailures && now.Sub(b.answered) >= maxSilence
 	if probe {
-		b.probing, b.next = false, time.Now().Add(probeInterval)
+		b.probing, b.next = false, now.Add(probeInterval)
 	}
 }
 

@@ -74,6 +74,24 @@ func TestBreaker(t *testing.T) {
 		}
 		wantCalls(t, p, 50)
 	})
+	run("many failures at once are one stumble", func(t *testing.T, p *patient, take func() error) {
+		_ = take()
+		p.err, p.delay = errSilent, budget
+		for range 100 {
+			go func() { _ = take() }()
+		}
+		time.Sleep(budget)
+		synctest.Wait()
+		p.err, p.delay = nil, budget
+		for range 100 {
+			go func() {
+				if err := take(); err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		time.Sleep(budget)
+	})
 	run("after five failures and a probe nobody waits, and everybody knows why", func(t *testing.T, p *patient, take func() error) {
 		p.err, p.delay = errSilent, budget
 		start := time.Now()
@@ -114,7 +132,7 @@ func TestBreaker(t *testing.T) {
 		fail(take, 4)
 		wantCalls(t, p, 110)
 	})
-	run("a store that has only stumbled is asked again at once, however many waited for it", func(t *testing.T, p *patient, take func() error) {
+	run("an open breaker asks a store that is back at once, however many waited for it", func(t *testing.T, p *patient, take func() error) {
 		p.err, p.delay = errSilent, budget
 		for range 100 {
 			go func() { _ = take() }()
