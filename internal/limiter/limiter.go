@@ -18,8 +18,11 @@ type Algorithm string
 
 // The algorithms, by the names that the API, the snapshots and the scripts use.
 const (
-	TokenBucket Algorithm = "TokenBucket"
-	FixedWindow Algorithm = "FixedWindow"
+	TokenBucket              Algorithm = "TokenBucket"
+	FixedWindow              Algorithm = "FixedWindow"
+	SlidingWindowRing        Algorithm = "SlidingWindowRing"
+	SlidingWindowApproximate Algorithm = "SlidingWindowApproximate"
+	LeakyBucketMeter         Algorithm = "LeakyBucketMeter"
 )
 
 // Limit says how much is allowed.
@@ -34,7 +37,7 @@ type Limit struct {
 }
 
 // Capacity is the most that a single request can ever cost: the burst of a token bucket, the requests of
-// a window.
+// all others.
 func (l Limit) Capacity() int64 {
 	if l.Algorithm == TokenBucket {
 		return l.Burst
@@ -88,8 +91,8 @@ type Verdict struct {
 	// RetryAfter is how long to wait until the same request fits, if nobody else takes anything
 	// meanwhile. Zero when allowed; [Never] when the cost is above the capacity.
 	RetryAfter time.Duration
-	// ResetAfter is how long Remaining has to last: the end of a fixed window, the time in which a token
-	// bucket gains as much again (one token, when nothing is left).
+	// ResetAfter is how long Remaining has to last: the end of a fixed window, the time in which a bucket
+	// gains as much again (one token, when nothing is left), the time until a sliding window has more.
 	ResetAfter time.Duration
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/memorystore"
 	"github.com/weir-dev/weir/internal/limiter/storetest"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
 // clock stands still until it is set.
@@ -130,9 +131,10 @@ func TestMaxCounters(t *testing.T) {
 
 func TestAllocations(t *testing.T) {
 	s := memorystore.New(memorystore.Options{})
-	hits := []limiter.Hit{
-		{Key: "a", Limit: limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 1e6, Window: time.Second, Burst: 1e6}, Cost: 1},
-		{Key: "b", Limit: limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 1e6, Window: time.Second}, Cost: 1},
+	var hits []limiter.Hit
+	for _, algorithm := range strategy.Names() {
+		l := limiter.Limit{Algorithm: algorithm, Requests: 1e9, Window: time.Second, Burst: 1e9}
+		hits = append(hits, limiter.Hit{Key: string(algorithm), Limit: l, Cost: 1})
 	}
 	allocations := testing.AllocsPerRun(1000, func() {
 		if _, err := s.Take(t.Context(), hits); err != nil {

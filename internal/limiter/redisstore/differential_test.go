@@ -40,36 +40,68 @@ func TestRedisAndGoAgree(t *testing.T) {
 	})
 }
 
+// faults are what could be wrong with a script, and the algorithm that it would show with.
+var faults = map[string]struct {
+	right, wrong string
+	of           limiter.Algorithm
+}{
+	"a bucket without tolerance":                         {"level + TOLERANCE >= need", "level >= need", limiter.TokenBucket},
+	"a bucket that tells to retry too soon":              {"ceil((need - level) / rate)", "floor((need - level) / rate)", limiter.TokenBucket},
+	"a bucket that gains while the clock is back":        {"max(0, now - last)", "math.abs(now - last)", limiter.TokenBucket},
+	"a bucket that waits for the clock for ever":         {"last - now > GRACE", "false", limiter.TokenBucket},
+	"a bucket that doesn't wait for the clock":           {"last - now > GRACE", "last > now", limiter.TokenBucket},
+	"a bucket that fills above its burst":                {"min(burst, level + elapsed * rate)", "level + elapsed * rate", limiter.TokenBucket},
+	"a bucket that is charged when it denies":            {"if reset or allowed and cost > 0", "if reset or cost > 0", limiter.TokenBucket},
+	"a bucket that is forgotten before it is full":       {"(last - now) + SLACK)", "(last - now))", limiter.TokenBucket},
+	"a bucket that asks too little":                      {"min(cost, burst)", "min(cost, 1)", limiter.TokenBucket},
+	"a bucket without an upper bound of costs":           {"cost > (most or burst)", "cost > 2 * (most or burst)", limiter.TokenBucket},
+	"a meter that admits what costs more than one":       {"min(cost, burst)", "cost", limiter.LeakyBucketMeter},
+	"a meter that never admits a cost above one":         {"cost > (most or burst)", "cost > burst", limiter.LeakyBucketMeter},
+	"a ring of a slot less":                              {"- slots - first", "- slots - first + 1", limiter.SlidingWindowRing},
+	"a ring of a slot more":                              {"- slots - first", "- slots - first - 1", limiter.SlidingWindowRing},
+	"a ring of other slots":                              {"min(60, max(10,", "min(60, max(11,", limiter.SlidingWindowRing},
+	"a ring whose slots start too soon":                  {"ceil(slot % slots", "floor(slot % slots", limiter.SlidingWindowRing},
+	"a ring that tells to retry a slot too soon":         {"first + last - 1)", "first + last - 2)", limiter.SlidingWindowRing},
+	"a ring that tells to retry when all is gone":        {"while freed < total + cost - requests do", "while counts[last + 1] do", limiter.SlidingWindowRing},
+	"a ring that admits one more":                        {"total + cost <= requests", "total + cost <= requests + 1", limiter.SlidingWindowRing},
+	"a ring that is charged when it denies":              {"if allowed then counts", "if true then counts", limiter.SlidingWindowRing},
+	"a ring that starts anew when it changes":            {"return current, {total}, total, true", "return current, {}, 0, false", limiter.SlidingWindowRing},
+	"a ring that doesn't wait for the clock":             {"and ahead <= GRACE", "and ahead <= 0", limiter.SlidingWindowRing},
+	"a ring that waits for the clock for ever":           {"and ahead <= GRACE", "and true", limiter.SlidingWindowRing},
+	"a ring that is charged where the clock is":          {"max(slot_at(now, window, slots), first + #counts - 1)", "max(slot_at(now, window, slots), first)", limiter.SlidingWindowRing},
+	"a ring that is forgotten a slot too soon":           {"until_gone(current) + SLACK", "until_gone(current - 1) + SLACK", limiter.SlidingWindowRing},
+	"an approximation that forgets a window too soon":    {"stored, previous, current = stored + length, current, 0", "stored, previous, current = stored + length, 0, 0", limiter.SlidingWindowApproximate},
+	"an approximation that weighs nothing":               {"previous * (min(left, window) / window)", "previous", limiter.SlidingWindowApproximate},
+	"an approximation that rounds its weight":            {"previous * (min(left, window) / window)", "floor(previous * (min(left, window) / window))", limiter.SlidingWindowApproximate},
+	"an approximation that weighs a set-back clock":      {"min(left, window) / window", "left / window", limiter.SlidingWindowApproximate},
+	"an approximation without tolerance":                 {"count + cost <= requests + TOLERANCE", "count + cost <= requests", limiter.SlidingWindowApproximate},
+	"an approximation that tells to retry too soon":      {"finish - floor(left * window / previous)", "finish - ceil(left * window / previous)", limiter.SlidingWindowApproximate},
+	"an approximation that tells the next window's end":  {"finish + window - floor((requests - units) * window / current)", "finish + window", limiter.SlidingWindowApproximate},
+	"an approximation that starts anew when it changes":  {"ceil(weigh(previous, stored - now, length) + current), true", "0, false", limiter.SlidingWindowApproximate},
+	"an approximation that is counted twice":             {"stored - window - now <= GRACE then return", "stored - window - now < 0 then return", limiter.SlidingWindowApproximate},
+	"an approximation that is forgotten with its window": {"finish + window - now + SLACK", "finish - now + SLACK", limiter.SlidingWindowApproximate},
+	"a window that admits one more":                      {"count + cost <= requests", "count + cost <= requests + 1", limiter.FixedWindow},
+	"a window that ends a microsecond late":              {"stored > now then", "stored >= now then", limiter.FixedWindow},
+	"a window that starts anew when it changes":          {"count = taken", "count = stored == finish and taken or 0", limiter.FixedWindow},
+	"a window that is counted twice":                     {"<= GRACE then finish", "< 0 then finish", limiter.FixedWindow},
+	"a window that stays when it is changed":             {"moved = stored ~= finish", "moved = false", limiter.FixedWindow},
+	"a request that charges what it can":                 {"if admitted or not hit.allowed then", "if true then", limiter.FixedWindow},
+	"a refused request that charges shadow limits":       {"  if admitted then\n    for", "  if true then\n    for", limiter.FixedWindow},
+	"a shadow limit that refuses":                        {"args[at + 2] == 1", "args[at + 2] == 2", limiter.FixedWindow},
+	"a batch that doesn't see its own charges":           {"{code = args[at + 1], state = state, ttl = ttl}", "{ttl = ttl, code = args[at + 1], state = counters[args[at]].state or state}", limiter.FixedWindow},
+	"a time to live that is rounded down":                {"ceil(counter.ttl / 1000)", "floor(counter.ttl / 1000)", limiter.FixedWindow},
+}
+
 // TestBrokenScriptsAreFound says that the comparison would find an error.
 func TestBrokenScriptsAreFound(t *testing.T) {
 	client := redistest.Start(t).Client(t)
-	tests := map[string]struct{ right, wrong string }{
-		"a bucket without tolerance":                   {"level + TOLERANCE >= cost", "level >= cost"},
-		"a bucket that tells to retry too soon":        {"ceil((cost - level) / rate)", "floor((cost - level) / rate)"},
-		"a bucket that gains while the clock is back":  {"max(0, now - last)", "math.abs(now - last)"},
-		"a bucket that waits for the clock for ever":   {"last - now > GRACE", "false"},
-		"a bucket that doesn't wait for the clock":     {"last - now > GRACE", "last > now"},
-		"a bucket that fills above its burst":          {"min(burst, level + elapsed * rate)", "level + elapsed * rate"},
-		"a bucket that is charged when it denies":      {"if reset or allowed and cost > 0", "if reset or cost > 0"},
-		"a bucket that is forgotten before it is full": {"(last - now) + SLACK)", "(last - now))"},
-		"a window that admits one more":                {"count + cost <= requests", "count + cost <= requests + 1"},
-		"a window that ends a microsecond late":        {"stored > now then", "stored >= now then"},
-		"a window that starts anew when it changes":    {"count = taken", "count = stored == finish and taken or 0"},
-		"a window that is counted twice":               {"<= GRACE then finish", "< 0 then finish"},
-		"a window that stays when it is changed":       {"moved = stored ~= finish", "moved = false"},
-		"a request that charges what it can":           {"if admitted or not hit.allowed then", "if true then"},
-		"a refused request that charges shadow limits": {"  if admitted then\n    for", "  if true then\n    for"},
-		"a shadow limit that refuses":                  {"args[at + 2] == 1", "args[at + 2] == 2"},
-		"a batch that doesn't see its own charges":     {"{code = args[at + 1], state = state, ttl = ttl}", "{ttl = ttl, code = args[at + 1], state = counters[args[at]].state or state}"},
-		"a time to live that is rounded down":          {"ceil(counter.ttl / 1000)", "floor(counter.ttl / 1000)"},
-	}
-	for name, test := range tests {
+	for name, fault := range faults {
 		t.Run(name+" is found", func(t *testing.T) {
-			broken := strings.Replace(strategy.Script, test.right, test.wrong, 1)
+			broken := strings.Replace(strategy.Script, fault.right, fault.wrong, 1)
 			if broken == strategy.Script {
-				t.Fatalf("the script has no %q", test.right)
+				t.Fatalf("the script has no %q", fault.right)
 			}
-			h := newHistory(rand.Uint64(), strategy.Names()...)
+			h := newHistory(rand.Uint64(), fault.of)
 			if h.diff(t, client, broken, 20_000) == "" {
 				t.Error("20,000 requests were decided alike")
 			}
@@ -341,6 +373,12 @@ func ttlKeys() []string {
 
 // algorithmOf reads the code before a state. Codes are for good: this list only ever grows.
 func algorithmOf(value string) string {
-	codes := map[byte]limiter.Algorithm{1: limiter.TokenBucket, 2: limiter.FixedWindow}
+	codes := map[byte]limiter.Algorithm{
+		1: limiter.TokenBucket,
+		2: limiter.FixedWindow,
+		3: limiter.SlidingWindowRing,
+		4: limiter.SlidingWindowApproximate,
+		5: limiter.LeakyBucketMeter,
+	}
 	return string(codes[value[0]])
 }

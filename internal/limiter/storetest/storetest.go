@@ -6,6 +6,7 @@ package storetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -25,9 +26,14 @@ var Epoch = time.Date(2026, time.January, 1, 0, 0, 15, 0, time.UTC)
 type Start func(t *testing.T) (store limiter.Store, advance func(time.Duration))
 
 var (
-	bucket = limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 10, Window: time.Minute, Burst: 3}
-	window = limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 3, Window: time.Minute}
-	limits = []limiter.Limit{bucket, window}
+	bucket      = limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 10, Window: time.Minute, Burst: 3}
+	window      = limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 3, Window: time.Minute}
+	ring        = limiter.Limit{Algorithm: limiter.SlidingWindowRing, Requests: 3, Window: time.Minute}
+	approximate = limiter.Limit{Algorithm: limiter.SlidingWindowApproximate, Requests: 3, Window: time.Minute}
+	meter       = limiter.Limit{Algorithm: limiter.LeakyBucketMeter, Requests: 10, Window: time.Minute}
+
+	// threes are the limits that admit 3 at once.
+	threes = []limiter.Limit{bucket, window, ring, approximate}
 )
 
 // Run runs the suite.
@@ -50,6 +56,8 @@ func Run(t *testing.T, start Start) {
 			{Allowed: false, Remaining: 0, RetryAfter: 45 * time.Second, ResetAfter: 45 * time.Second},
 		})
 	})
+	runSliding(t, start)
+	runMeter(t, start)
 	t.Run("a lowered burst cuts the level and a raised one gives nothing", func(t *testing.T) {
 		store, _ := start(t)
 		low, high := bucket, bucket
@@ -83,7 +91,7 @@ func Run(t *testing.T, start Start) {
 			{Allowed: true, Remaining: 2, ResetAfter: 12 * time.Second},
 		})
 	})
-	for _, l := range limits {
+	for _, l := range threes {
 		t.Run(string(l.Algorithm), func(t *testing.T) {
 			runCosts(t, start, l)
 			runClock(t, start, l)
@@ -92,6 +100,133 @@ func Run(t *testing.T, start Start) {
 	runTogether(t, start)
 	runShadow(t, start)
 	runInvalid(t, start)
+}
+
+// runSliding is about windows that slide.
+func runSliding(t *testing.T, start Start) {
+	t.Run("a ring says what remains and how long to wait", func(t *testing.T) {
+		store, advance := start(t)
+		gone := 61 * time.Second
+		check(t, store, requests(4, hit("a", ring)), []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: gone},
+			{Allowed: true, Remaining: 1, ResetAfter: gone},
+			{Allowed: true, Remaining: 0, ResetAfter: gone},
+			{Allowed: false, Remaining: 0, RetryAfter: gone, ResetAfter: gone},
+		})
+		advance(gone - time.Microsecond)
+		wantAllowed(t, store, hit("a", ring), 1, false, 0)
+		advance(time.Microsecond)
+		wantAllowed(t, store, hit("a", ring), 1, true, 2)
+	})
+	t.Run("a ring gives back slot by slot what was taken", func(t *testing.T) {
+		store, advance := start(t)
+		wantAllowed(t, store, hit("a", ring), 1, true, 2)
+		advance(30 * time.Second)
+		wantAllowed(t, store, hit("a", ring), 2, true, 0)
+		advance(31 * time.Second)
+		costs := []limiter.Hit{hit("a", ring), hit("a", ring)}
+		costs[0].Cost = 3
+		check(t, store, costs, []limiter.Verdict{
+			{Allowed: false, Remaining: 1, RetryAfter: 30 * time.Second, ResetAfter: 30 * time.Second},
+			{Allowed: true, Remaining: 0, ResetAfter: 30 * time.Second},
+		})
+	})
+	t.Run("an approximate window says what remains and how long to wait", func(t *testing.T) {
+		store, advance := start(t)
+		check(t, store, requests(4, hit("a", approximate)), []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: 105 * time.Second},
+			{Allowed: true, Remaining: 1, ResetAfter: 75 * time.Second},
+			{Allowed: true, Remaining: 0, ResetAfter: 65 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 65 * time.Second, ResetAfter: 65 * time.Second},
+		})
+		advance(65 * time.Second)
+		check(t, store, requests(2, hit("a", approximate)), []limiter.Verdict{
+			{Allowed: true, Remaining: 0, ResetAfter: 20 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 20 * time.Second, ResetAfter: 20 * time.Second},
+		})
+	})
+	for _, l := range []limiter.Limit{ring, approximate} {
+		t.Run(fmt.Sprint(l.Algorithm, " takes the count into a window of another length"), func(t *testing.T) {
+			store, advance := start(t)
+			long, short := l, l
+			long.Window, short.Window = time.Hour, 10*time.Second
+			for _, other := range []limiter.Limit{short, l, long} {
+				wantAllowed(t, store, hit("a", l), 2, true, 1)
+				wantAllowed(t, store, hit("a", other), 1, true, 0)
+				wantAllowed(t, store, hit("a", other), 1, false, 0)
+				advance(2 * other.Window)
+				wantAllowed(t, store, hit("a", other), 0, true, 3)
+			}
+		})
+		t.Run(fmt.Sprint(l.Algorithm, " can use a raised limit at once, and holds a lowered one"), func(t *testing.T) {
+			store, _ := start(t)
+			low, high := l, l
+			low.Requests, high.Requests = 1, 5
+			wantAllowed(t, store, hit("a", l), 3, true, 0)
+			wantAllowed(t, store, hit("a", low), 1, false, 0)
+			wantAllowed(t, store, hit("a", high), 2, true, 0)
+		})
+	}
+}
+
+// runMeter is about a leaky bucket, which admits one request at a time.
+func runMeter(t *testing.T, start Start) {
+	turn := 6 * time.Second
+	t.Run("a meter admits a request at its turn, and not before", func(t *testing.T) {
+		store, advance := start(t)
+		check(t, store, requests(2, hit("a", meter)), []limiter.Verdict{
+			{Allowed: true, Remaining: 0, ResetAfter: turn},
+			{Allowed: false, Remaining: 0, RetryAfter: turn, ResetAfter: turn},
+		})
+		advance(turn - time.Millisecond)
+		wantAllowed(t, store, hit("a", meter), 1, false, 0)
+		advance(time.Millisecond)
+		wantAllowed(t, store, hit("a", meter), 1, true, 0)
+	})
+	t.Run("a meter saves no turns that nobody took", func(t *testing.T) {
+		store, advance := start(t)
+		wantAllowed(t, store, hit("a", meter), 1, true, 0)
+		advance(time.Hour)
+		wantAllowed(t, store, hit("a", meter), 1, true, 0)
+		wantAllowed(t, store, hit("a", meter), 1, false, 0)
+	})
+	t.Run("a cost takes as many turns of a meter, and those of a window at most", func(t *testing.T) {
+		store, advance := start(t)
+		costs := requests(4, hit("a", meter))
+		costs[0].Cost, costs[1].Cost, costs[2].Cost = 11, 0, 3
+		check(t, store, costs, []limiter.Verdict{
+			{Allowed: false, Remaining: 1, RetryAfter: limiter.Never, ResetAfter: turn},
+			{Allowed: true, Remaining: 1, ResetAfter: turn},
+			{Allowed: true, Remaining: 0, ResetAfter: 3 * turn},
+			{Allowed: false, Remaining: 0, RetryAfter: 3 * turn, ResetAfter: 3 * turn},
+		})
+		advance(3 * turn)
+		wantAllowed(t, store, hit("a", meter), 10, true, 0)
+		wantAllowed(t, store, hit("a", meter), 0, true, 0)
+	})
+	t.Run("a meter under a set-back clock gives nothing and locks nobody out", func(t *testing.T) {
+		store, advance := start(t)
+		wantAllowed(t, store, hit("a", meter), 1, true, 0)
+		advance(-time.Hour)
+		wantAllowed(t, store, hit("a", meter), 1, false, 0)
+		advance(turn)
+		wantAllowed(t, store, hit("a", meter), 1, true, 0)
+	})
+	t.Run("a change of rate moves the turns that are owed", func(t *testing.T) {
+		store, _ := start(t)
+		fast := meter
+		fast.Requests = 60
+		check(t, store, []limiter.Hit{hit("a", meter), hit("a", fast)}, []limiter.Verdict{
+			{Allowed: true, Remaining: 0, ResetAfter: turn},
+			{Allowed: false, Remaining: 0, RetryAfter: time.Second, ResetAfter: time.Second},
+		})
+	})
+	t.Run("50 callers of a meter at once are admitted as one", func(t *testing.T) {
+		store, _ := start(t)
+		if got := admitted(t, store, 50, 4, []limiter.Hit{hit("a", meter)}); got != 1 {
+			t.Errorf("%d requests were admitted, not 1", got)
+		}
+	})
 }
 
 // runCosts is what requests take from a limit whose capacity is 3.
@@ -178,10 +313,11 @@ func runClock(t *testing.T, start Start, l limiter.Limit) {
 	t.Run("a clock that is set back gives nothing and locks nobody out", func(t *testing.T) {
 		store, advance := start(t)
 		takeAll(t, store, hit("a", l))
+		before := take(t, store, hit("a", l))[0]
 		advance(-time.Hour)
 		refused := take(t, store, hit("a", l))[0]
-		if refused.Allowed || refused.RetryAfter > time.Minute {
-			t.Fatalf("after an hour back the request got %+v", refused)
+		if diff := cmp.Diff(before, refused); diff != "" {
+			t.Fatalf("an hour back the verdict differs (-before +after):\n%s", diff)
 		}
 		advance(refused.RetryAfter)
 		if v := take(t, store, hit("a", l))[0]; !v.Allowed {

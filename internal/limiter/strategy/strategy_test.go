@@ -139,7 +139,10 @@ func TestFixedWindowBound(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	t.Run("every algorithm has a strategy", func(t *testing.T) {
-		want := []limiter.Algorithm{limiter.FixedWindow, limiter.TokenBucket}
+		want := []limiter.Algorithm{
+			limiter.FixedWindow, limiter.LeakyBucketMeter, limiter.SlidingWindowApproximate, limiter.SlidingWindowRing,
+			limiter.TokenBucket,
+		}
 		if diff := cmp.Diff(want, strategy.Names()); diff != "" {
 			t.Errorf("names (-want +got):\n%s", diff)
 		}

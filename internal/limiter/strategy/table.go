@@ -19,8 +19,11 @@ import (
 
 // strategies is the one place that names them all.
 var strategies = map[limiter.Algorithm]Strategy{
-	limiter.FixedWindow: fixedWindow,
-	limiter.TokenBucket: tokenBucket,
+	limiter.FixedWindow:              fixedWindow,
+	limiter.LeakyBucketMeter:         leakyBucketMeter,
+	limiter.SlidingWindowApproximate: slidingWindowApproximate,
+	limiter.SlidingWindowRing:        slidingWindowRing,
+	limiter.TokenBucket:              tokenBucket,
 }
 
 // Strategy is one algorithm.
@@ -41,7 +44,7 @@ type Strategy struct {
 	// code stands for the strategy on the wire and before its states in Redis, so that no strategy reads
 	// the state of another. A new layout of the state takes a new code, and an old one is never used again.
 	code byte
-	// lua is the rule as a Lua function of state (nil when empty), now, cost and params. It returns whether
+	// lua is the rule as a Lua function, or the name of one in [Script], of state (nil when empty), now, cost and params. It returns whether
 	// the cost is allowed, what remains, the waits to retry (-1 for never) and to reset, and the next state
 	// (or nil) with its time to live.
 	lua string

@@ -26,6 +26,7 @@ func assemble() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "local LONGEST, GRACE, SLACK, TOLERANCE = %d, %d, %d, %g\n", int64(longest), int64(grace), int64(slack), tolerance)
 	b.WriteString("local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max\nlocal rules = {}\n")
+	b.WriteString(bucketLua)
 	byCode := func(s, t Strategy) int { return cmp.Compare(s.code, t.code) }
 	for _, s := range slices.SortedFunc(maps.Values(strategies), byCode) {
 		fmt.Fprintf(&b, "rules[%d] = {width = %d, take = %s}\n", s.code, len(s.params(limiter.Limit{})), s.lua)

@@ -3,18 +3,12 @@
 package strategy
 
 import (
-	"encoding/binary"
 	"fmt"
-	"math"
 
 	"github.com/weir-dev/weir/internal/limiter"
 )
 
 // tokenBucket admits at most burst + requests/window * t in any time t.
-//
-// Its state is the level and when it was that, as two doubles. One double that holds a time would be
-// shorter, but the times of today are 0.25 us apart as doubles, and at 3 million a second that meters a
-// third too much.
 var tokenBucket = Strategy{
 	code:     1,
 	Validate: validateTokenBucket,
@@ -22,78 +16,11 @@ var tokenBucket = Strategy{
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds(), l.Burst}
 	},
-	lua: `function(state, now, cost, requests, window, burst)
-  local rate = requests / window
-  local level, last = burst, now
-  if state then level, last = struct.unpack('<dd', state) end
-  -- A clock that was set back gives nothing, and is waited for only if it is a little.
-  local elapsed = max(0, now - last)
-  local reset = last - now > GRACE
-  if now >= last or reset then last = now end
-  level = min(burst, level + elapsed * rate)
-
-  local allowed = cost == 0 or level + TOLERANCE >= cost
-  local retry = 0
-  if cost > burst then
-    retry = -1
-  elseif not allowed then
-    retry = min(LONGEST, ceil((cost - level) / rate) + (last - now))
-  end
-  local next, ttl
-  if allowed then level = level - cost end
-  if reset or allowed and cost > 0 then
-    next = struct.pack('<dd', level, last)
-    ttl = min(LONGEST, ceil((burst - level) / rate) + (last - now) + SLACK)
-  end
-  local remaining = floor(max(0, level + TOLERANCE))
-  local owed = remaining
-  if remaining == 0 then owed = 1 - level end
-  return allowed, remaining, retry, min(LONGEST, ceil(owed / rate) + (last - now)), next, ttl
-end`,
+	lua: `bucket`,
 }
 
-// tolerance is how much may be missing, so that who waits for as long as told is admitted in spite of
-// rounding. The level keeps it as a debt: it doesn't add up.
-const tolerance = 1e-6
-
-// The conversions keep the compiler from fusing a multiplication with an addition, which Lua doesn't.
-func takeTokenBucket(dst, state []byte, at int64, l limiter.Limit, units int64) (limiter.Verdict, []byte, int64) {
-	now, cost, burst := float64(at), float64(units), float64(l.Burst)
-	rate := float64(l.Requests) / float64(l.Window.Microseconds())
-	level, last := burst, now
-	if len(state) > 0 {
-		level, last = unpack(state)
-	}
-	elapsed := max(0, now-last)
-	reset := last-now > grace
-	if now >= last || reset {
-		last = now
-	}
-	level = min(burst, level+float64(elapsed*rate))
-
-	v := limiter.Verdict{Allowed: cost == 0 || level+tolerance >= cost}
-	if cost > burst {
-		v.RetryAfter = limiter.Never
-	} else if !v.Allowed {
-		v.RetryAfter = wait(min(longest, math.Ceil((cost-level)/rate)+(last-now)))
-	}
-	var next []byte
-	var ttl float64
-	if v.Allowed {
-		level -= cost
-	}
-	if reset || v.Allowed && cost > 0 {
-		next = pack(dst, level, last)
-		ttl = min(longest, math.Ceil((burst-level)/rate)+(last-now)+slack)
-	}
-	remaining := math.Floor(max(0, level+tolerance))
-	owed := remaining
-	if remaining == 0 {
-		owed = 1 - level
-	}
-	v.Remaining = int64(remaining)
-	v.ResetAfter = wait(min(longest, math.Ceil(owed/rate)+(last-now)))
-	return v, next, int64(ttl)
+func takeTokenBucket(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
+	return takeBucket(dst, state, now, l, cost, l.Burst)
 }
 
 func validateTokenBucket(l limiter.Limit) error {
@@ -107,14 +34,4 @@ func validateTokenBucket(l limiter.Limit) error {
 		return fmt.Errorf("burst must be at most %d, not %d", maxRequests, l.Burst)
 	}
 	return nil
-}
-
-// pack appends two doubles, as struct.pack does with '<dd'.
-func pack(dst []byte, a, b float64) []byte {
-	dst = binary.LittleEndian.AppendUint64(dst, math.Float64bits(a))
-	return binary.LittleEndian.AppendUint64(dst, math.Float64bits(b))
-}
-
-func unpack(state []byte) (a, b float64) {
-	return math.Float64frombits(binary.LittleEndian.Uint64(state)), math.Float64frombits(binary.LittleEndian.Uint64(state[8:]))
 }

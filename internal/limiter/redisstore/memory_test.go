@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redisstore_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/redisstore"
+	"github.com/weir-dev/weir/internal/limiter/storetest"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
+	"github.com/weir-dev/weir/internal/redistest"
+)
+
+func TestMemory(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	store, ctx := redisstore.NewOf(client, onClock(strategy.Script)), t.Context()
+	most := map[limiter.Algorithm]int64{limiter.SlidingWindowRing: 512}
+	for _, algorithm := range strategy.Names() {
+		want := int64(256)
+		if n, ok := most[algorithm]; ok {
+			want = n
+		}
+		t.Run(fmt.Sprint("a counter of ", algorithm, " takes at most ", want, " bytes of Redis"), func(t *testing.T) {
+			key := "weir:0f8fad5b-d9cb-469f-a165-70867728950e:{shop/255}:XYPZdkfqeOZH4NLchKEyhg"
+			limit := limiter.Limit{Algorithm: algorithm, Requests: 1_000_000_000, Window: time.Hour, Burst: 1_000_000_000}
+			// As many steps as a ring has slots: after that it can't grow.
+			for step := range 61 {
+				client.Set(ctx, "clock", storetest.Epoch.Add(time.Duration(step)*time.Minute).UnixMicro(), 0)
+				take(t, store, limiter.Hit{Key: key, Limit: limit, Cost: 10_000_000})
+			}
+			client.Expire(ctx, key, time.Hour)
+			got, err := client.MemoryUsage(ctx, key).Result()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got > want {
+				t.Errorf("it takes %d bytes", got)
+			}
+		})
+	}
+}
