@@ -17,7 +17,7 @@ var fixedWindow = Strategy{
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds()}
 	},
-	lua: `function(state, now, cost, requests, window)
+	lua: `return function(state, now, cost, requests, window)
   local finish = now - now % window + window
   local count, moved = 0, false
   if state then

@@ -18,7 +18,7 @@ var leakyBucketMeter = Strategy{
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds(), 1, l.Requests}
 	},
-	lua: `bucket`,
+	lua: `return bucket`,
 }
 
 func takeLeakyBucketMeter(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {

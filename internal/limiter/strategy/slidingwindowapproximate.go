@@ -20,52 +20,50 @@ var slidingWindowApproximate = Strategy{
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds()}
 	},
-	lua: `(function()
-  -- What the previous window still counts, when so much is left of the current one.
-  local function weigh(previous, left, window) return previous * (min(left, window) / window) end
+	lua: `-- What the previous window still counts, when so much is left of the current one.
+local function weigh(previous, left, window) return previous * (min(left, window) / window) end
 
-  -- Gives the end of the window, what was taken in the previous and the current one, and whether that is not
-  -- where the state has it.
-  local function load(state, now, window)
-    local finish = now - now % window + window
-    if not state then return finish, 0, 0, false end
-    local length, stored, previous, current = struct.unpack('<dddd', state)
-    if stored <= now then
-      stored, previous, current = stored + length, current, 0
-    end
-    if stored <= now then return finish, 0, 0, false end
-    -- A clock that was set back a little is waited for: the window would else be counted twice.
-    if length == window and stored - window - now <= GRACE then return stored, previous, current, false end
-    -- Into any other window goes the whole count, so that a change never gives anything.
-    return finish, 0, ceil(weigh(previous, stored - now, length) + current), true
+-- Gives the end of the window, what was taken in the previous and the current one, and whether that is not
+-- where the state has it.
+local function load(state, now, window)
+  local finish = now - now % window + window
+  if not state then return finish, 0, 0, false end
+  local length, stored, previous, current = struct.unpack('<dddd', state)
+  if stored <= now then
+    stored, previous, current = stored + length, current, 0
+  end
+  if stored <= now then return finish, 0, 0, false end
+  -- A clock that was set back a little is waited for: the window would else be counted twice.
+  if length == window and stored - window - now <= GRACE then return stored, previous, current, false end
+  -- Into any other window goes the whole count, so that a change never gives anything.
+  return finish, 0, ceil(weigh(previous, stored - now, length) + current), true
+end
+
+return function(state, now, cost, requests, window)
+  local finish, previous, current, moved = load(state, now, window)
+  -- How long it takes until so many units fit, if they don't fit now.
+  local function until_fits(units)
+    local left = requests - units - current
+    if left >= 0 then return finish - floor(left * window / previous) - now end
+    return finish + window - floor((requests - units) * window / current) - now
   end
 
-  return function(state, now, cost, requests, window)
-    local finish, previous, current, moved = load(state, now, window)
-    -- How long it takes until so many units fit, if they don't fit now.
-    local function until_fits(units)
-      local left = requests - units - current
-      if left >= 0 then return finish - floor(left * window / previous) - now end
-      return finish + window - floor((requests - units) * window / current) - now
-    end
-
-    local count = weigh(previous, finish - now, window) + current
-    local allowed = cost == 0 or count + cost <= requests + TOLERANCE
-    local retry = 0
-    if cost > requests then
-      retry = -1
-    elseif not allowed then
-      retry = until_fits(cost)
-    end
-    if allowed then count, current = count + cost, current + cost end
-    local next
-    if moved or allowed and cost > 0 then next = struct.pack('<dddd', window, finish, previous, current) end
-    local remaining = floor(max(0, requests - count + TOLERANCE))
-    local reset = finish - now
-    if remaining < requests then reset = until_fits(remaining + 1) end
-    return allowed, remaining, retry, reset, next, finish + window - now + SLACK
+  local count = weigh(previous, finish - now, window) + current
+  local allowed = cost == 0 or count + cost <= requests + TOLERANCE
+  local retry = 0
+  if cost > requests then
+    retry = -1
+  elseif not allowed then
+    retry = until_fits(cost)
   end
-end)()`,
+  if allowed then count, current = count + cost, current + cost end
+  local next
+  if moved or allowed and cost > 0 then next = struct.pack('<dddd', window, finish, previous, current) end
+  local remaining = floor(max(0, requests - count + TOLERANCE))
+  local reset = finish - now
+  if remaining < requests then reset = until_fits(remaining + 1) end
+  return allowed, remaining, retry, reset, next, finish + window - now + SLACK
+end`,
 }
 
 func takeSlidingWindowApproximate(dst, state []byte, at int64, l limiter.Limit, units int64) (limiter.Verdict, []byte, int64) {

@@ -22,78 +22,76 @@ var slidingWindowRing = Strategy{
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds()}
 	},
-	lua: `(function()
-  -- Slots of 100 ms, but 10 to 60 of them. A window is exactly so many; they differ by a microsecond.
-  local function slots_of(window) return min(60, max(10, floor(window / 100000))) end
-  local function slot_at(time, window, slots)
-    return floor(time / window) * slots + floor(time % window * slots / window)
-  end
-  local function start_of(slot, window, slots)
-    return floor(slot / slots) * window + ceil(slot % slots * window / slots)
-  end
+	lua: `-- Slots of 100 ms, but 10 to 60 of them. A window is exactly so many; they differ by a microsecond.
+local function slots_of(window) return min(60, max(10, floor(window / 100000))) end
+local function slot_at(time, window, slots)
+  return floor(time / window) * slots + floor(time % window * slots / window)
+end
+local function start_of(slot, window, slots)
+  return floor(slot / slots) * window + ceil(slot % slots * window / slots)
+end
 
-  local function sum(counts)
-    local total = 0
-    for i = 1, #counts do total = total + counts[i] end
-    return total
-  end
+local function sum(counts)
+  local total = 0
+  for i = 1, #counts do total = total + counts[i] end
+  return total
+end
 
-  -- Gives the window that a state is of, the oldest slot that still counts, and the counts from there on.
-  local function read(state, now)
-    local window, first = struct.unpack('<dd', state)
-    local slots = slots_of(window)
-    local gone = max(0, slot_at(now, window, slots) - slots - first)
-    local left = max(0, (#state - 16) / 4 - gone)
-    local counts = {struct.unpack('<' .. string.rep('I4', left), state, #state - 4 * left + 1)}
-    counts[left + 1] = nil
-    return window, first + gone, counts
-  end
+-- Gives the window that a state is of, the oldest slot that still counts, and the counts from there on.
+local function read(state, now)
+  local window, first = struct.unpack('<dd', state)
+  local slots = slots_of(window)
+  local gone = max(0, slot_at(now, window, slots) - slots - first)
+  local left = max(0, (#state - 16) / 4 - gone)
+  local counts = {struct.unpack('<' .. string.rep('I4', left), state, #state - 4 * left + 1)}
+  counts[left + 1] = nil
+  return window, first + gone, counts
+end
 
-  -- Gives the oldest slot, the counts from there on, their sum, and whether they are not where they were.
-  local function load(state, now, window, slots)
-    local current = slot_at(now, window, slots)
-    if not state then return current, {}, 0, false end
-    local length, first, counts = read(state, now)
-    local total = sum(counts)
-    if total == 0 then return current, {}, 0, false end
-    -- A clock that was set back a little is waited for.
-    local ahead = start_of(first + #counts - 1, length, slots_of(length)) - now
-    if length == window and ahead <= GRACE then return first, counts, total, false end
-    -- Into other slots goes the whole count at once, so that a change never gives anything.
-    return current, {total}, total, true
-  end
+-- Gives the oldest slot, the counts from there on, their sum, and whether they are not where they were.
+local function load(state, now, window, slots)
+  local current = slot_at(now, window, slots)
+  if not state then return current, {}, 0, false end
+  local length, first, counts = read(state, now)
+  local total = sum(counts)
+  if total == 0 then return current, {}, 0, false end
+  -- A clock that was set back a little is waited for.
+  local ahead = start_of(first + #counts - 1, length, slots_of(length)) - now
+  if length == window and ahead <= GRACE then return first, counts, total, false end
+  -- Into other slots goes the whole count at once, so that a change never gives anything.
+  return current, {total}, total, true
+end
 
-  return function(state, now, cost, requests, window)
-    local slots = slots_of(window)
-    local first, counts, total, moved = load(state, now, window, slots)
-    local current = max(slot_at(now, window, slots), first + #counts - 1)
-    local function until_gone(slot) return start_of(slot + slots + 1, window, slots) - now end
+return function(state, now, cost, requests, window)
+  local slots = slots_of(window)
+  local first, counts, total, moved = load(state, now, window, slots)
+  local current = max(slot_at(now, window, slots), first + #counts - 1)
+  local function until_gone(slot) return start_of(slot + slots + 1, window, slots) - now end
 
-    local allowed = cost == 0 or total + cost <= requests
-    local retry = 0
-    if cost > requests then
-      retry = -1
-    elseif not allowed then
-      local last, freed = 0, 0
-      while freed < total + cost - requests do
-        last = last + 1
-        freed = freed + counts[last]
-      end
-      retry = until_gone(first + last - 1)
+  local allowed = cost == 0 or total + cost <= requests
+  local retry = 0
+  if cost > requests then
+    retry = -1
+  elseif not allowed then
+    local last, freed = 0, 0
+    while freed < total + cost - requests do
+      last = last + 1
+      freed = freed + counts[last]
     end
-    local next
-    if allowed then total = total + cost end
-    if moved or allowed and cost > 0 then
-      for i = #counts + 1, current - first + 1 do counts[i] = 0 end
-      if allowed then counts[#counts] = counts[#counts] + cost end
-      next = struct.pack('<dd' .. string.rep('I4', #counts), window, first, unpack(counts))
-    end
-    local oldest = 1
-    while counts[oldest] == 0 do oldest = oldest + 1 end
-    local reset = until_gone(first + oldest - 1)
-    return allowed, max(0, requests - total), retry, reset, next, until_gone(current) + SLACK
+    retry = until_gone(first + last - 1)
   end
-end)()`,
+  local next
+  if allowed then total = total + cost end
+  if moved or allowed and cost > 0 then
+    for i = #counts + 1, current - first + 1 do counts[i] = 0 end
+    if allowed then counts[#counts] = counts[#counts] + cost end
+    next = struct.pack('<dd' .. string.rep('I4', #counts), window, first, unpack(counts))
+  end
+  local oldest = 1
+  while counts[oldest] == 0 do oldest = oldest + 1 end
+  local reset = until_gone(first + oldest - 1)
+  return allowed, max(0, requests - total), retry, reset, next, until_gone(current) + SLACK
+end`,
 }
 
 func takeSlidingWindowRing(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {

@@ -44,9 +44,9 @@ type Strategy struct {
 	// code stands for the strategy on the wire and before its states in Redis, so that no strategy reads
 	// the state of another. A new layout of the state takes a new code, and an old one is never used again.
 	code byte
-	// lua is the rule as a Lua function, or the name of one in [Script], of state (nil when empty), now, cost and params. It returns whether
-	// the cost is allowed, what remains, the waits to retry (-1 for never) and to reset, and the next state
-	// (or nil) with its time to live.
+	// lua is the body of a Lua function that gives the rule: a function of state (nil when empty), now, cost and
+	// params. It returns whether the cost is allowed, what remains, the waits to retry (-1 for never) and to
+	// reset, and the next state (or nil) with its time to live.
 	lua string
 	// params gives the parameters that the Lua takes. There are as many for every limit.
 	params func(l limiter.Limit) []int64

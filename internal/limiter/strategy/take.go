@@ -25,11 +25,11 @@ var take string
 func assemble() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "local LONGEST, GRACE, SLACK, TOLERANCE = %d, %d, %d, %g\n", int64(longest), int64(grace), int64(slack), tolerance)
-	b.WriteString("local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max\nlocal rules = {}\n")
+	b.WriteString("local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max\nlocal widths, makers = {}, {}\n")
 	b.WriteString(bucketLua)
 	byCode := func(s, t Strategy) int { return cmp.Compare(s.code, t.code) }
 	for _, s := range slices.SortedFunc(maps.Values(strategies), byCode) {
-		fmt.Fprintf(&b, "rules[%d] = {width = %d, take = %s}\n", s.code, len(s.params(limiter.Limit{})), s.lua)
+		fmt.Fprintf(&b, "widths[%d], makers[%d] = %d, function()\n%s\nend\n", s.code, s.code, len(s.params(limiter.Limit{})), s.lua)
 	}
 	b.WriteString(take)
 	return b.String()

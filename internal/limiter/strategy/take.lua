@@ -29,6 +29,14 @@ local function read(index)
   return {code = string.byte(value), state = string.sub(value, 2)}
 end
 
+-- Redis runs this text from its start at every call: a rule is made only where a hit needs it.
+local rules = {}
+
+local function rule(code)
+  if not rules[code] then rules[code] = makers[code]() end
+  return rules[code]
+end
+
 local function take(at, cost)
   local index, code = args[at], args[at + 1]
   local counter = counters[index]
@@ -36,9 +44,9 @@ local function take(at, cost)
     counter = read(index)
     counters[index] = counter
   end
-  local rule, state = rules[code], nil
+  local state = nil
   if counter.code == code then state = counter.state end
-  return rule.take(state, now, cost, unpack(args, at + 4, at + 3 + rule.width))
+  return rule(code)(state, now, cost, unpack(args, at + 4, at + 3 + widths[code]))
 end
 
 local function keep(at, state, ttl)
@@ -76,7 +84,7 @@ local function decide(at, hits)
       enforced[#enforced + 1] = {at = at, slot = slot, allowed = allowed, state = state, ttl = ttl}
       admitted = admitted and allowed
     end
-    at = at + 4 + rules[args[at + 1]].width
+    at = at + 4 + widths[args[at + 1]]
   end
   for _, hit in ipairs(enforced) do
     if admitted or not hit.allowed then

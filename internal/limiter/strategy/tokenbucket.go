@@ -16,7 +16,7 @@ var tokenBucket = Strategy{
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds(), l.Burst}
 	},
-	lua: `bucket`,
+	lua: `return bucket`,
 }
 
 func takeTokenBucket(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
