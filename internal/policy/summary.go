@@ -68,10 +68,12 @@ func strategySummary(s v1alpha1.Strategy) string {
 			return fmt.Sprintf("%d/%s burst %d", b.Requests, b.Window, *b.Burst)
 		}
 		return fmt.Sprintf("%d/%s", b.Requests, b.Window)
+	case s.SlidingWindow != nil && s.SlidingWindow.Precision == precisionApproximate:
+		return fmt.Sprintf("%d/%s sliding approx", s.SlidingWindow.Requests, s.SlidingWindow.Window)
 	case s.SlidingWindow != nil:
-		return fmt.Sprintf("%d/%s", s.SlidingWindow.Requests, s.SlidingWindow.Window)
+		return fmt.Sprintf("%d/%s sliding", s.SlidingWindow.Requests, s.SlidingWindow.Window)
 	case s.LeakyBucket != nil:
-		return fmt.Sprintf("%d/%s", s.LeakyBucket.Requests, s.LeakyBucket.Window)
+		return fmt.Sprintf("%d/%s leaky", s.LeakyBucket.Requests, s.LeakyBucket.Window)
 	case s.FixedWindow != nil && s.FixedWindow.Window != nil:
 		return fmt.Sprintf("%d/%s fixed", s.FixedWindow.Requests, *s.FixedWindow.Window)
 	case s.FixedWindow != nil && s.FixedWindow.Calendar != nil:

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-dev/weir/api/v1alpha1"
 )
 
-// The words of the API that conditions are compared by.
+// The words of the API that have no constants of their own.
 const (
 	pathExact         = "Exact"
 	pathPrefix        = "Prefix"
@@ -21,6 +21,12 @@ const (
 	headerPresent     = "Present"
 	headerAbsent      = "Absent"
 	regularExpression = "RegularExpression"
+
+	precisionRing        = "Ring"
+	precisionLog         = "Log"
+	precisionApproximate = "Approximate"
+	modeQueue            = "Queue"
+	modeMeter            = "Meter"
 )
 
 // Unsupported gives every use of what the API has and this release doesn't. It looks at nothing else: a
@@ -98,8 +104,13 @@ func (u *uses) keySource(path *field.Path, k *v1alpha1.KeySource) {
 }
 
 func (u *uses) strategy(path *field.Path, s v1alpha1.Strategy) {
-	u.field(path.Child("slidingWindow"), s.SlidingWindow != nil)
-	u.field(path.Child("leakyBucket"), s.LeakyBucket != nil)
+	if w := s.SlidingWindow; w != nil {
+		u.value(path.Child("slidingWindow", "precision"), w.Precision == precisionLog, w.Precision)
+	}
+	if b := s.LeakyBucket; b != nil && (b.Mode == "" || b.Mode == modeQueue) {
+		*u = append(*u, field.Forbidden(path.Child("leakyBucket"),
+			"mode Queue, the default, is not supported by this release: set mode: Meter"))
+	}
 	u.field(path.Child("fixedWindow", "calendar"), s.FixedWindow != nil && s.FixedWindow.Calendar != nil)
 	u.field(path.Child("adaptive"), s.Adaptive != nil)
 	u.field(path.Child("concurrency"), s.Concurrency != nil)

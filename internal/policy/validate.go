@@ -212,11 +212,22 @@ func (e *errs) strategy(path *field.Path, s v1alpha1.Strategy) {
 	)
 	if b := s.TokenBucket; b != nil {
 		at := path.Child("tokenBucket")
-		e.requests(at.Child("requests"), b.Requests)
-		e.window(at.Child("window"), b.Window)
+		e.rate(at, b.Requests, b.Window)
 		if b.Burst != nil {
 			e.requests(at.Child("burst"), *b.Burst)
 		}
+	}
+	if w := s.SlidingWindow; w != nil {
+		at := path.Child("slidingWindow")
+		e.rate(at, w.Requests, w.Window)
+		e.word(at.Child("precision"), w.Precision, precisionRing, precisionLog, precisionApproximate)
+	}
+	if b := s.LeakyBucket; b != nil {
+		at := path.Child("leakyBucket")
+		e.rate(at, b.Requests, b.Window)
+		e.word(at.Child("mode"), b.Mode, modeQueue, modeMeter)
+		e.must(at.Child("mode"), b.Mode != modeMeter || b.MaxDelay == nil && b.MaxQueue == nil, b.Mode,
+			"maxDelay and maxQueue go with mode Queue only")
 	}
 	if w := s.FixedWindow; w != nil {
 		at := path.Child("fixedWindow")
@@ -226,6 +237,11 @@ func (e *errs) strategy(path *field.Path, s v1alpha1.Strategy) {
 			e.window(at.Child("window"), *w.Window)
 		}
 	}
+}
+
+func (e *errs) rate(path *field.Path, n v1alpha1.Requests, w v1alpha1.Window) {
+	e.requests(path.Child("requests"), n)
+	e.window(path.Child("window"), w)
 }
 
 func (e *errs) requests(path *field.Path, n v1alpha1.Requests) {
