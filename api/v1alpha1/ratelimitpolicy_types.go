@@ -529,11 +529,11 @@ type Strategy struct {
 	// +optional
 	TokenBucket *TokenBucket `json:"tokenBucket,omitempty"`
 
-	// slidingWindow admits so many requests in any window. Not supported yet.
+	// slidingWindow admits so many requests in any window, wherever it starts.
 	// +optional
 	SlidingWindow *SlidingWindow `json:"slidingWindow,omitempty"`
 
-	// leakyBucket spaces requests evenly. Not supported yet.
+	// leakyBucket spaces requests evenly. Not supported yet: mode Queue, which is the default.
 	// +optional
 	LeakyBucket *LeakyBucket `json:"leakyBucket,omitempty"`
 
@@ -589,15 +589,17 @@ type SlidingWindow struct {
 	// +required
 	Window Window `json:"window"`
 
-	// precision is Ring (never above the limit, may refuse up to a slot early), Log (exact, for limits
-	// up to 10000) or Approximate (two counters; up to twice the limit in the worst case).
+	// precision is Ring (never above the limit; may refuse for up to a slot too long, a slot being a 60th of
+	// the window, or 100ms of one under 6s, or a 10th of one under 1s), Log (exact, for limits up to 10000) or
+	// Approximate (the smallest state; up to twice the limit in the worst case). Not supported yet: Log.
 	// +kubebuilder:validation:Enum=Ring;Log;Approximate
 	// +kubebuilder:default=Ring
 	// +optional
 	Precision string `json:"precision,omitempty"`
 }
 
-// LeakyBucket spaces requests evenly, at requests per window.
+// LeakyBucket spaces requests evenly: window/requests lies between one and the next, and what nobody took is
+// not saved up.
 //
 // +kubebuilder:validation:XValidation:rule="self.mode != 'Meter' || (!has(self.maxDelay) && !has(self.maxQueue))",message="maxDelay and maxQueue go with mode Queue only",fieldPath=".mode"
 type LeakyBucket struct {
@@ -609,7 +611,8 @@ type LeakyBucket struct {
 	// +required
 	Window Window `json:"window"`
 
-	// mode is Queue (a request waits for its turn) or Meter (it is refused until its turn).
+	// mode is Queue (a request waits for its turn) or Meter (it is refused until its turn). Not supported
+	// yet: Queue.
 	// +kubebuilder:validation:Enum=Queue;Meter
 	// +kubebuilder:default=Queue
 	// +optional

@@ -194,12 +194,17 @@ func describe(id limiter.LimitID) string {
 	return fmt.Sprintf("Limit %s of policy %s", id.Limit, id.Policy)
 }
 
-// rate says how much a limit admits: 100 requests per 1m.
+// rate says how much a limit admits: 100 requests per 1m. A leaky bucket refuses the second one too, if it
+// comes too soon.
 func rate(l limiter.Limit) string {
 	if l.Requests == 1 {
 		return "1 request per " + short(l.Window)
 	}
-	return fmt.Sprintf("%d requests per %s", l.Requests, short(l.Window))
+	s := fmt.Sprintf("%d requests per %s", l.Requests, short(l.Window))
+	if l.Algorithm == limiter.LeakyBucketMeter {
+		s += ", evenly spaced"
+	}
+	return s
 }
 
 // short is a duration as people write it: 1m, not 1m0s.

@@ -37,6 +37,14 @@ func TestTwoSidecarsAdmitExactlyTheLimit(t *testing.T) {
 		}
 	})
 
+	t.Run("slidingWindow 100 per 1h", func(t *testing.T) {
+		apply(t, "exact-sliding", `{selector: {}, limits: [{name: all, strategy: {slidingWindow: {requests: 100, window: 1h}}}]}`)
+		awaitReady(t, "exact-sliding")
+		if diff := cmp.Diff(playground.Tally{Allowed: 100, Refused: 300}, send(t, clients, 50, "")); diff != "" {
+			t.Errorf("answers (-want +got):\n%s", diff)
+		}
+	})
+
 	t.Run("two limits: what one refuses is not charged to the other", func(t *testing.T) {
 		apply(t, "exact-pair", `{selector: {}, limits: [
 			{name: total, strategy: {fixedWindow: {requests: 30, window: 24h}}},
