@@ -17,7 +17,9 @@ changes() {
 before=$(changes)
 make generate manifests fmt tidy
 "$(hack/tool.sh golangci-lint)" config verify
-if ! diff <(echo "$before") <(changes); then
+after=$(changes)
+if [ "$before" != "$after" ]; then
+  diff <(echo "$before") <(echo "$after") || true
   echo "make generate manifests fmt tidy changed the files above: commit them as they are now" >&2
   exit 1
 fi

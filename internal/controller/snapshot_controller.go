@@ -129,8 +129,7 @@ func (r *SnapshotReconciler) Reconcile(ctx context.Context, req reconcile.Reques
 	}
 	r.board.post(req.Namespace, decided.notices(held, storeErr))
 	if storeErr != nil {
-		// The board tells it; the watch over the store says in the log when it is away.
-		return ctrl.Result{RequeueAfter: publishRetry}, nil
+		return ctrl.Result{RequeueAfter: publishRetry}, nil //nolint:nilerr // The board tells it, and the watch over the store logs once when it is away.
 	}
 	if err := r.accepted.forgetSuperseded(ctx, req.Namespace, decided); err != nil {
 		return ctrl.Result{}, err
