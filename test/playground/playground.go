@@ -229,6 +229,8 @@ func (p *Playground) startSidecars(ctx context.Context, o Options) error {
 			"--listen", "http=" + ports[0], "--upstream", "http=http://" + p.app.Addr, "--admin-listen", ports[1],
 			"--namespace", Namespace, "--pod-labels-file", labels, "--state-dir", o.Dir + "/" + name, "--drain-delay", "0s",
 			"--redis", p.Redis.URL(), "--instance", instance,
+			// A machine that is busy with other things must not look like a Redis that is away.
+			"--decision-timeout", "1s",
 		}, []string{"POD_NAME=" + name, "POD_UID=" + name})
 		if err := os.MkdirAll(o.Dir+"/"+name, 0o700); err != nil {
 			return fmt.Errorf("making the sidecar's state folder: %w", err)
