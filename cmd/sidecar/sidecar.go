@@ -38,6 +38,8 @@ type sidecar struct {
 	state    *state
 	proxy    *proxy.Proxy
 	recorder *usage.Recorder
+	// counting is what requests are counted in, and store that of it whose failures are told.
+	counting limiter.Store
 	store    *watched
 	// counters is the Redis to count in. Nil where requests are counted in process.
 	counters goredis.UniversalClient
@@ -69,7 +71,7 @@ func newSidecar(o options, log logr.Logger) (*sidecar, error) {
 	if err := join(); err != nil {
 		return nil, err
 	}
-	s.proxy = proxy.New(limiter.NewEngine(s.store, s.recorder), proxy.Options{
+	s.proxy = proxy.New(limiter.NewEngine(s.counting, s.recorder), proxy.Options{
 		TrustedProxies:  o.trustedProxies,
 		BootstrapClosed: o.bootstrap == bootstrapClosed,
 		Log:             log.WithName("proxy"),
@@ -84,6 +86,7 @@ func (s *sidecar) openStore() error {
 	log := s.log.WithName("store")
 	if s.options.redis == "" {
 		s.store = watch(memorystore.New(memorystore.Options{}), log)
+		s.counting = s.store
 		return nil
 	}
 	client, err := s.openRedis("--redis", s.options.redis, redisclient.Open)
@@ -97,6 +100,7 @@ func (s *sidecar) openStore() error {
 	s.counters = client
 	timely := guard.Deadline(redisstore.New(counting), s.options.decisionTimeout)
 	s.store = watch(guard.Breaker(timely, redisstore.Unanswered), log)
+	s.counting = guard.DenyCache(s.store)
 	return nil
 }
 

@@ -394,6 +394,21 @@ func TestInACluster(t *testing.T) {
 	})
 }
 
+func TestWhatRedisRefusedStaysRefusedWithoutIt(t *testing.T) {
+	server := redistest.Start(t)
+	path := filepath.Join(t.TempDir(), "policies.yaml")
+	write(t, path, 1)
+	s := launch(t, hello, "--policies", path, "--redis", server.URL(), "--decision-timeout", "10s")
+	want := []int{http.StatusOK, http.StatusTooManyRequests, http.StatusTooManyRequests}
+	if diff := cmp.Diff(want, s.statuses(t, 3)); diff != "" {
+		t.Errorf("statuses (-want +got):\n%s", diff)
+	}
+	server.Kill()
+	if diff := cmp.Diff(repeat(http.StatusTooManyRequests, 3), s.statuses(t, 3)); diff != "" {
+		t.Errorf("statuses without Redis (-want +got):\n%s", diff)
+	}
+}
+
 // nowhere is the URL of a Redis that isn't there.
 func nowhere(t *testing.T) string {
 	t.Helper()

@@ -94,7 +94,7 @@ func (e *Engine) countable(hits []Hit) []Hit {
 func (e *Engine) answer(hits []Hit, verdicts []Verdict) Decision {
 	d := Decision{Allowed: true, Hits: hits, Verdicts: verdicts}
 	for i, v := range verdicts {
-		if v.Allowed || hits[i].Shadow {
+		if v.Allowed || hits[i].Shadow || v == (Verdict{}) {
 			continue
 		}
 		e.recorder.Record(hits[i].ID, Denied)
@@ -103,6 +103,7 @@ func (e *Engine) answer(hits []Hit, verdicts []Verdict) Decision {
 		}
 	}
 	if !d.Allowed {
+		d.Hits, d.Verdicts = known(hits, verdicts)
 		return d
 	}
 	for i, v := range verdicts {
@@ -113,6 +114,23 @@ func (e *Engine) answer(hits []Hit, verdicts []Verdict) Decision {
 		}
 	}
 	return d
+}
+
+// known leaves out the hits of which nothing is known.
+func known(hits []Hit, verdicts []Verdict) ([]Hit, []Verdict) {
+	if !slices.Contains(verdicts, Verdict{}) {
+		return hits, verdicts
+	}
+	var (
+		asked []Hit
+		said  []Verdict
+	)
+	for i, v := range verdicts {
+		if v != (Verdict{}) {
+			asked, said = append(asked, hits[i]), append(said, v)
+		}
+	}
+	return asked, said
 }
 
 // fail decides without the store: one closed limit refuses, else all admit.

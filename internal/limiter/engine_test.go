@@ -103,10 +103,19 @@ func TestEngine(t *testing.T) {
 			hits:  []limiter.Hit{a, shadow},
 			store: answering(short, limiter.Verdict{}),
 			want: limiter.Decision{
-				Hits: []limiter.Hit{a, shadow}, Verdicts: []limiter.Verdict{short, {}},
+				Hits: []limiter.Hit{a}, Verdicts: []limiter.Verdict{short},
 				By: &a, RetryAfter: time.Second,
 			},
 			outcomes: outcomes{"a": {limiter.Denied}},
+		},
+		"a limit of which nothing is known beside one that refuses has no outcome, and is left out": {
+			hits:  []limiter.Hit{a, b},
+			store: answering(limiter.Verdict{}, short),
+			want: limiter.Decision{
+				Hits: []limiter.Hit{b}, Verdicts: []limiter.Verdict{short},
+				By: &b, RetryAfter: time.Second,
+			},
+			outcomes: outcomes{"b": {limiter.Denied}},
 		},
 		"a hit to be denied is refused for ever, and no counter is asked": {
 			hits:     []limiter.Hit{a, deny},

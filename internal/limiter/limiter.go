@@ -81,7 +81,8 @@ const (
 	FailClosed FailureMode = "Closed"
 )
 
-// Verdict is what one counter says of one hit.
+// Verdict is what one counter says of one hit. The zero value says nothing: of a hit that its counter was not
+// asked about, because another hit refuses the request anyway.
 type Verdict struct {
 	// Allowed says whether the cost fits. A hit can be allowed and still not charged: when another hit
 	// of the same request is not.
@@ -102,7 +103,8 @@ const Never time.Duration = -1
 // Store counts hits.
 type Store interface {
 	// Take decides the hits of one request together, in one atomic step: either all that are not Shadow
-	// are allowed and all are charged, or none is charged. It gives one verdict for each hit, in order.
+	// are allowed and all are charged, or none is charged. It gives one verdict for each hit, in order. Beside
+	// one that refuses, others can be zero.
 	//
 	// An error means that nothing is known of any of them: it never means denied, and the request may
 	// or may not have been charged. Only [ErrInvalid] and [ErrNotAsked] say that nothing was charged.
