@@ -209,7 +209,7 @@ func TestDenyCacheOfAStoreThatFails(t *testing.T) {
 
 // With and without the cache, requests at random times are decided alike.
 func TestDenyCacheDecidesAsTheStore(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(10) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { decideAlike(t, rand.New(rand.NewPCG(seed, 0))) })
 		})
@@ -223,7 +223,7 @@ func decideAlike(t *testing.T, random *rand.Rand) {
 	plain, asked := newCounted(), newCounted()
 	cached := guard.DenyCache(asked)
 	var retry time.Duration
-	for step := range 2000 {
+	for step := range 1000 {
 		hits := someHits(random)
 		want, got := take(t, plain, hits), take(t, cached, hits)
 		if len(want) != len(got) {

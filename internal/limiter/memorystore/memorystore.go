@@ -6,6 +6,7 @@ package memorystore
 import (
 	"cmp"
 	"context"
+	"hash/maphash"
 	"slices"
 	"sync"
 	"time"
@@ -14,7 +15,7 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// defaultMaxCounters take some 20 MB.
+// defaultMaxCounters take some 16 MB.
 const defaultMaxCounters = 100_000
 
 // Options are what a [Store] may have.
@@ -30,12 +31,13 @@ type Options struct {
 
 // Store is a [limiter.Store] for a single process. What it counted is gone with the process.
 type Store struct {
-	now func() time.Time
-	max int
+	now   func() time.Time
+	max   int
+	seeds [2]maphash.Seed
 
 	mu        sync.Mutex
 	evaluator strategy.Evaluator
-	counters  map[string]*counter
+	counters  map[name]*counter
 	// swept holds the counters in no order, for sweep to walk.
 	swept []*counter
 	hand  int
@@ -47,9 +49,15 @@ type Store struct {
 
 type counter struct {
 	strategy.Counter
-	key   string
+	name  name
 	limit *limit
+	// room is where most states fit, so that they need no memory of their own.
+	room [16]byte
 }
+
+// name stands for a key in less room: hashes of 128 bits that nobody outside can foresee. That two keys have the
+// same is less likely than that the machine miscounts.
+type name [2]uint64
 
 // limit is what the counters of one limit have in common.
 type limit struct {
@@ -67,7 +75,8 @@ func New(o Options) *Store {
 	s := &Store{
 		now:      o.Now,
 		max:      cmp.Or(o.MaxCounters, defaultMaxCounters),
-		counters: map[string]*counter{},
+		seeds:    [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
+		counters: map[name]*counter{},
 		limits:   map[limiter.LimitID]*limit{},
 	}
 	if s.now == nil {
@@ -97,8 +106,8 @@ func (s *Store) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict
 
 // find gives the counter of hits[i], a new one if need be.
 func (s *Store) find(now int64, hits []limiter.Hit, i int) *strategy.Counter {
-	key := hits[i].Key
-	if c, ok := s.counters[key]; ok {
+	n := s.name(hits[i].Key)
+	if c, ok := s.counters[n]; ok {
 		return &c.Counter
 	}
 	l := s.limits[hits[i].ID]
@@ -109,11 +118,16 @@ func (s *Store) find(now int64, hits []limiter.Hit, i int) *strategy.Counter {
 	if l.counters >= s.max || l.sharing(now) {
 		return l.share(hits, i)
 	}
-	c := &counter{key: key, limit: l}
+	c := &counter{name: n, limit: l}
+	c.State = c.room[:0]
 	l.counters++
-	s.counters[key] = c
+	s.counters[n] = c
 	s.swept = append(s.swept, c)
 	return &c.Counter
+}
+
+func (s *Store) name(key string) name {
+	return name{maphash.String(s.seeds[0], key), maphash.String(s.seeds[1], key)}
 }
 
 // sharing says whether keys without a counter have taken something that still counts. With a counter of its
@@ -154,7 +168,7 @@ func (s *Store) sweep(now int64, few int) {
 func (s *Store) forget(i int) {
 	last := len(s.swept) - 1
 	s.swept[i].limit.counters--
-	delete(s.counters, s.swept[i].key)
+	delete(s.counters, s.swept[i].name)
 	s.swept[i], s.swept[last] = s.swept[last], nil
 	s.swept = s.swept[:last]
 }

@@ -4,7 +4,9 @@ package memorystore_test
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -146,21 +148,53 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
+// BenchmarkTake gives the processor time of a decision, also where others use the machine, and the memory of a
+// key, but for the bytes of the string, which nobody keeps.
 func BenchmarkTake(b *testing.B) {
-	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 100, Window: time.Second, Burst: 100}
-	hits := make([][]limiter.Hit, 10_000)
-	for i := range hits {
-		hits[i] = []limiter.Hit{{Key: fmt.Sprint("key-", i), Limit: l, Cost: 1}}
+	for name, keys := range map[string]int{"hot": 1000, "cold": 1_000_000} {
+		b.Run(name, func(b *testing.B) { benchmarkTake(b, keys) })
 	}
-	s := memorystore.New(memorystore.Options{})
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		for i := 0; pb.Next(); i++ {
-			if _, err := s.Take(b.Context(), hits[i%len(hits)]); err != nil {
-				b.Error(err)
-			}
+}
+
+func benchmarkTake(b *testing.B, keys int) {
+	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 100, Window: time.Hour, Burst: 100}
+	hits := make([]limiter.Hit, keys)
+	for i := range hits {
+		hits[i] = limiter.Hit{Key: fmt.Sprintf("weir:3f1c8a:{shop/17}:%032x", i), Limit: l, Cost: 1}
+	}
+	empty := heap()
+	s := memorystore.New(memorystore.Options{MaxCounters: keys})
+	take := func(i int) {
+		if _, err := s.Take(b.Context(), hits[i:i+1]); err != nil {
+			b.Error(err)
 		}
-	})
+	}
+	for i := range hits {
+		take(i)
+	}
+	memory := heap() - empty
+	b.ReportAllocs()
+	start := processorTime(b)
+	for i := 0; b.Loop(); i++ {
+		take(i * 7919 % keys)
+	}
+	b.ReportMetric(float64(processorTime(b)-start)/float64(b.N), "cpu-ns/op")
+	b.ReportMetric(float64(memory)/float64(keys), "B/key")
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
+
+func processorTime(b *testing.B) time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 func allowed(t *testing.T, s *memorystore.Store, h limiter.Hit) bool {

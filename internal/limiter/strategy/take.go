@@ -107,6 +107,11 @@ type Evaluator struct {
 // counter that of two hits. Now is microseconds since the Unix epoch.
 func (e *Evaluator) Decide(now int64, hits []limiter.Hit, counters []*Counter) []limiter.Verdict {
 	verdicts := make([]limiter.Verdict, len(hits))
+	if len(hits) == 1 {
+		// The only hit needs nobody's consent.
+		verdicts[0] = e.keep(now, hits[0].Limit, hits[0].Cost, counters[0])
+		return verdicts
+	}
 	admitted := true
 	for i, h := range hits {
 		if !h.Shadow {
