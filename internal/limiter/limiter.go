@@ -90,7 +90,7 @@ type Verdict struct {
 	// Remaining is what is left after this request, rounded down: with 10 a second and 6 taken it is 4.
 	Remaining int64
 	// RetryAfter is how long to wait until the same request fits, if nobody else takes anything
-	// meanwhile. Zero when allowed; [Never] when the cost is above the capacity.
+	// meanwhile. Zero when allowed, and only then; [Never] when the cost is above the capacity.
 	RetryAfter time.Duration
 	// ResetAfter is how long Remaining has to last: the end of a fixed window, the time in which a bucket
 	// gains as much again (one token, when nothing is left), the time until a sliding window has more.

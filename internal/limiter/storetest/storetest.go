@@ -469,6 +469,11 @@ func take(t *testing.T, store limiter.Store, hits ...limiter.Hit) []limiter.Verd
 		t.Error(err)
 		return make([]limiter.Verdict, len(hits))
 	}
+	for i, v := range verdicts {
+		if !v.Allowed && !hits[i].Shadow && v.RetryAfter == 0 {
+			t.Errorf("a refused hit was told no wait: %+v", v)
+		}
+	}
 	return verdicts
 }
 
