@@ -54,8 +54,8 @@ func TestFlushUnderTrafficLetsNothingThroughUnlimited(t *testing.T) {
 	eventually(t, republished, "the manager publishes again", func() bool { return stored(t, name) == limit })
 	t.Logf("published again %s after FLUSHALL", time.Since(began).Round(time.Millisecond))
 	group.Wait()
-	if total.Other > 0 || total.Allowed < limit || total.Allowed > 2*limit {
-		t.Errorf("want %d to %d allowed, since the counts are lost once, and the rest refused; got %+v", limit, 2*limit, total)
+	if total.Other > 0 || total.Allowed > 2*limit {
+		t.Errorf("want %d allowed at most, since the counts are lost once, and the rest refused; got %+v", 2*limit, total)
 	}
 	awaitReady(t, name)
 }

@@ -469,8 +469,8 @@ func take(t *testing.T, store limiter.Store, hits ...limiter.Hit) []limiter.Verd
 		t.Error(err)
 		return make([]limiter.Verdict, len(hits))
 	}
-	for i, v := range verdicts {
-		if !v.Allowed && !hits[i].Shadow && v.RetryAfter == 0 {
+	for i, h := range hits {
+		if v := verdicts[i]; !v.Allowed && !h.Shadow && v.RetryAfter == 0 {
 			t.Errorf("a refused hit was told no wait: %+v", v)
 		}
 	}
