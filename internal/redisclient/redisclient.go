@@ -41,8 +41,9 @@ var (
 //	redis://[user:password@]host[:port][/database]
 //	unix://[user:password@]/path/to/socket[?db=database]
 //	redis+sentinel://host:port[/database]?master_name=name[&addr=host:port][&username=user&password=password]
+//	redis+cluster://[user:password@]host:port[,host:port...][?addr=host:port]
 //
-// With rediss instead of redis it is TLS. A user and password before the host of a Sentinel are the Sentinel's own.
+// The hosts of a cluster are those to ask for the others. With rediss instead of redis it is TLS. A user and password before the host of a Sentinel are the Sentinel's own.
 // The query takes the options of go-redis, like pool_size and read_timeout. Open sends nothing: a Redis that
 // isn't there shows in the first call.
 func Open(address string) (redis.UniversalClient, error) { return open(address, anything) }
@@ -55,6 +56,10 @@ func OpenCounting(address string) (redis.UniversalClient, error) {
 	client, err := open(address, counting)
 	if err != nil {
 		return nil, err
+	}
+	if cluster, ok := client.(*redis.ClusterClient); ok {
+		cluster.OnNewNode(func(node *redis.Client) { node.AddHook(undeterred{}) })
+		return cluster, nil
 	}
 	client.AddHook(undeterred{})
 	return client, nil
@@ -69,8 +74,12 @@ func open(address string, u use) (redis.UniversalClient, error) {
 		return openSentinel("redis://"+rest, u)
 	case "rediss+sentinel":
 		return openSentinel("rediss://"+rest, u)
+	case "redis+cluster":
+		return openCluster("redis", rest, u)
+	case "rediss+cluster":
+		return openCluster("rediss", rest, u)
 	}
-	return nil, fmt.Errorf("opening Redis: the scheme must be redis, rediss, unix, redis+sentinel or rediss+sentinel, not %q", scheme)
+	return nil, fmt.Errorf("opening Redis: the scheme must be redis, rediss or unix, or one of redis and rediss with +sentinel or +cluster, not %q", scheme)
 }
 
 func openSingle(address string, u use) (redis.UniversalClient, error) {

@@ -22,14 +22,28 @@ type Server struct {
 	// Addr is host:port. It stays the same over a restart.
 	Addr string
 	dir  string
-	cmd  *exec.Cmd
+	// flags are those beyond what every server has.
+	flags []string
+	// bus is the port on which a node of a cluster talks to the others.
+	bus int
+	cmd *exec.Cmd
 }
 
 // Start starts a server and stops it when the test ends. REDIS_SERVER names another binary, like
 // valkey-server's. A missing binary fails the test.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
-	s, err := Launch(tb.TempDir())
+	return StartWith(tb)
+}
+
+// Launch is [Start] for programs that aren't tests: dir is the server's working directory, and the caller
+// must Kill it.
+func Launch(dir string) (*Server, error) { return launch(dir) }
+
+// StartWith is [Start] with more flags of redis-server, like "--requirepass".
+func StartWith(tb testing.TB, flags ...string) *Server {
+	tb.Helper()
+	s, err := launch(tb.TempDir(), flags...)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -37,14 +51,12 @@ func Start(tb testing.TB) *Server {
 	return s
 }
 
-// Launch is [Start] for programs that aren't tests: dir is the server's working directory, and the caller
-// must Kill it.
-func Launch(dir string) (*Server, error) {
+func launch(dir string, flags ...string) (*Server, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, fmt.Errorf("finding a port for redis-server: %w", err)
 	}
-	s := &Server{Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), dir: dir}
+	s := &Server{Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), dir: dir, flags: flags}
 	return s, s.Restart()
 }
 
@@ -83,7 +95,8 @@ func (s *Server) Restart() error {
 	if err != nil {
 		return fmt.Errorf("reading the server's address: %w", err)
 	}
-	s.cmd = exec.Command(binary(), "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", s.dir) //nolint:gosec,noctx // The caller's choice of server, which lives until it is killed.
+	args := append([]string{"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", s.dir}, s.flags...)
+	s.cmd = exec.Command(binary(), args...) //nolint:gosec,noctx // The caller's choice of server, which lives until it is killed.
 	// A test that is killed takes its server with it.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {

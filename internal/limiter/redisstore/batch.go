@@ -40,6 +40,8 @@ type batcher struct {
 // answer is what a flight brings a rider.
 type answer struct {
 	verdicts []limiter.Verdict
+	// receipts are those of a loan, one for each hit.
+	receipts []string
 	err      error
 }
 
@@ -64,19 +66,25 @@ const (
 	gone
 )
 
-// take has the next flight decide a request. Whose context ends gets an error at once. If the request was
-// under way by then it goes on, and may be charged; if it was not, it never will be.
+// take is [batcher.ride] for who needs no receipts.
 func (b *batcher) take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
+	a := b.ride(ctx, hits)
+	return a.verdicts, a.err
+}
+
+// ride has the next flight decide a request. Whose context ends gets an error at once. If the request was
+// under way by then it goes on, and may be charged; if it was not, it never will be.
+func (b *batcher) ride(ctx context.Context, hits []limiter.Hit) answer {
 	r := &rider{ctx: ctx, hits: hits, landed: make(chan struct{})}
 	b.wait(r)
 	select {
 	case <-r.landed:
 	case <-ctx.Done():
 		if b.leave(r) {
-			return nil, fmt.Errorf("waiting for Redis: %w", ctx.Err())
+			return answer{err: fmt.Errorf("waiting for Redis: %w", ctx.Err())}
 		}
 	}
-	return r.answer.verdicts, r.answer.err
+	return r.answer
 }
 
 func (b *batcher) wait(r *rider) {

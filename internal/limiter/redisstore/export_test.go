@@ -6,11 +6,24 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
 // NewOf gives a store that runs another script.
 func NewOf(client redis.Scripter, source string) *Store {
 	return newStore(client, redis.NewScript(source))
+}
+
+// NewClusterOf gives a store that runs other scripts.
+func NewClusterOf(client redis.Scripter, change func(source string) string) *Cluster {
+	c := NewCluster(client)
+	c.scripts = scripts{
+		take: redis.NewScript(change(strategy.Script)),
+		lend: redis.NewScript(change(strategy.Lend)),
+		try:  redis.NewScript(change(strategy.Try)),
+		back: redis.NewScript(change(strategy.GiveBack)),
+	}
+	return c
 }
 
 // Decide decides requests of one hit in one batch, and gives what remains after each. It is -1 after an error.

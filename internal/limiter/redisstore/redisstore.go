@@ -13,16 +13,30 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// script is hashed once.
-var script = redis.NewScript(strategy.Script)
+// The scripts are hashed once.
+var (
+	script   = redis.NewScript(strategy.Script)
+	lend     = redis.NewScript(strategy.Lend)
+	try      = redis.NewScript(strategy.Try)
+	giveBack = redis.NewScript(strategy.GiveBack)
+)
+
+// For gives the store that fits a client: a [Cluster] or a [Store].
+func For(client redis.UniversalClient) limiter.Store {
+	if c, ok := client.(*redis.ClusterClient); ok {
+		return NewCluster(c)
+	}
+	return New(client)
+}
 
 // Store is a [limiter.Store] that all who use one Redis share. Requests that come at once are decided in one
 // script call, one after the other, each with all its counters in one atomic step. That takes a single
-// primary, alone or under Sentinel: on a Redis Cluster a request whose counters are in several slots is an
-// error.
+// primary, alone or under Sentinel; a Redis Cluster takes a [Cluster].
 type Store struct {
-	client  redis.Scripter
-	script  *redis.Script
+	client redis.Scripter
+	script *redis.Script
+	// lends says that the script's reply has receipts.
+	lends   bool
 	batcher batcher
 }
 
@@ -57,7 +71,7 @@ func (s *Store) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict
 
 // decide decides the requests of a batch, in order.
 func (s *Store) decide(requests [][]limiter.Hit) []answer {
-	verdicts, err := s.call(requests)
+	verdicts, receipts, err := s.call(requests)
 	if err != nil && len(requests) > 1 && spoiled(err) {
 		half := len(requests) / 2
 		return append(s.decide(requests[:half]), s.decide(requests[half:])...)
@@ -69,29 +83,53 @@ func (s *Store) decide(requests [][]limiter.Hit) []answer {
 			continue
 		}
 		answers[i].verdicts, verdicts = verdicts[:len(hits):len(hits)], verdicts[len(hits):]
+		if receipts != nil {
+			answers[i].receipts, receipts = receipts[:len(hits):len(hits)], receipts[len(hits):]
+		}
 	}
 	return answers
 }
 
-// call gives the verdicts of all requests, one request after the other. Its context is none of the callers':
-// one of them who gives up must not take the answer from the others.
-func (s *Store) call(requests [][]limiter.Hit) ([]limiter.Verdict, error) {
-	keys, args := strategy.Call(requests...)
-	// Run sends the script's text after NOSCRIPT, which says that the call was not executed.
-	reply, err := s.script.Run(context.Background(), s.client, keys, args...).Int64Slice()
-	if err != nil {
-		return nil, fmt.Errorf("taking from Redis: %w", err)
-	}
+// call gives the verdicts of all requests, one request after the other, and the receipts if it lends. Its context
+// is none of the callers': one of them who gives up must not take the answer from the others.
+func (s *Store) call(requests [][]limiter.Hit) ([]limiter.Verdict, []string, error) {
 	hits := 0
 	for _, r := range requests {
 		hits += len(r)
 	}
-	return strategy.Verdicts(reply, hits)
+	keys, args := strategy.Call(requests...)
+	// Run sends the script's text after NOSCRIPT, which says that the call was not executed.
+	cmd := s.script.Run(context.Background(), s.client, keys, args...)
+	if err := cmd.Err(); err != nil {
+		return nil, nil, fmt.Errorf("taking from Redis: %w", err)
+	}
+	if s.lends {
+		return readLoan(cmd, hits)
+	}
+	reply, err := cmd.Int64Slice()
+	if err != nil {
+		return nil, nil, fmt.Errorf("taking from Redis: %w", err)
+	}
+	verdicts, err := strategy.Verdicts(reply, hits)
+	return verdicts, nil, err
+}
+
+func readLoan(cmd *redis.Cmd, hits int) ([]limiter.Verdict, []string, error) {
+	reply, err := cmd.Slice()
+	if err != nil {
+		return nil, nil, fmt.Errorf("borrowing from Redis: %w", err)
+	}
+	return strategy.Receipts(reply, hits)
 }
 
 // spoiled says whether a call failed for what one of its counters holds: the value of another type, or a
 // state that no rule can read. The script reads and computes before it writes, so nothing was charged, and
-// the requests can be sent again without the one that spoils it for all. No other error says so much.
+// the requests can be sent again without the one that spoils it for all. No other error says so much, but
+// that some counters of the call are on their way to another shard.
 func spoiled(err error) bool {
-	return redis.HasErrorPrefix(err, "WRONGTYPE") || redis.HasErrorPrefix(err, "user_script:")
+	return redis.HasErrorPrefix(err, "WRONGTYPE") || redis.HasErrorPrefix(err, "user_script:") || underWay(err)
 }
+
+// underWay says whether a call was not executed since some of its counters are with one shard of a cluster
+// already, and others with the shard that they are leaving.
+func underWay(err error) bool { return redis.HasErrorPrefix(err, "TRYAGAIN") }

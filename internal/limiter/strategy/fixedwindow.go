@@ -14,6 +14,7 @@ var fixedWindow = Strategy{
 	code:     2,
 	Validate: validateRate,
 	Take:     takeFixedWindow,
+	GiveBack: giveBackFixedWindow,
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds()}
 	},
@@ -42,6 +43,12 @@ var fixedWindow = Strategy{
   local next
   if moved or allowed and cost > 0 then next = struct.pack('<dd', finish, count) end
   return allowed, max(0, requests - count), retry, finish - now, next, finish - now + SLACK
+end`,
+	giveBackLua: `function(state, now, cost, receipt)
+  local finish, count = struct.unpack('<dd', state)
+  -- What was taken in another window is gone with it.
+  if finish <= now or finish ~= struct.unpack('<d', receipt) then return nil end
+  return struct.pack('<dd', finish, max(0, count - cost)), finish - now + SLACK
 end`,
 }
 
@@ -75,4 +82,13 @@ func takeFixedWindow(dst, state []byte, at int64, l limiter.Limit, units int64) 
 		return v, nil, 0
 	}
 	return v, pack(dst, finish, count), int64(finish-now) + slack
+}
+
+func giveBackFixedWindow(dst, state []byte, at int64, _ limiter.Limit, cost int64, receipt []byte) ([]byte, int64) {
+	finish, count := unpack(state)
+	charged, _ := unpack(receipt)
+	if finish <= float64(at) || finish != charged {
+		return nil, 0
+	}
+	return pack(dst, finish, max(0, count-float64(cost))), int64(finish) - at + slack
 }

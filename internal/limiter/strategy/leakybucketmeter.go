@@ -15,12 +15,18 @@ var leakyBucketMeter = Strategy{
 	code:     5,
 	Validate: validateRate,
 	Take:     takeLeakyBucketMeter,
+	GiveBack: giveBackLeakyBucketMeter,
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds(), 1, l.Requests}
 	},
-	lua: `return bucket`,
+	lua:         `return bucket`,
+	giveBackLua: giveBackBucketLua,
 }
 
 func takeLeakyBucketMeter(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
 	return takeBucket(dst, state, now, l, cost, 1)
+}
+
+func giveBackLeakyBucketMeter(dst, state []byte, now int64, l limiter.Limit, cost int64, receipt []byte) ([]byte, int64) {
+	return giveBackBucket(dst, state, now, l, cost, 1, receipt)
 }

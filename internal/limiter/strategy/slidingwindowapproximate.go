@@ -17,6 +17,7 @@ var slidingWindowApproximate = Strategy{
 	code:     4,
 	Validate: validateRate,
 	Take:     takeSlidingWindowApproximate,
+	GiveBack: giveBackSlidingWindowApproximate,
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds()}
 	},
@@ -63,6 +64,19 @@ return function(state, now, cost, requests, window)
   local reset = finish - now
   if remaining < requests then reset = until_fits(remaining + 1) end
   return allowed, remaining, retry, reset, next, finish + window - now + SLACK
+end`,
+	giveBackLua: `function(state, now, cost, receipt, requests, window)
+  local length, finish, previous, current = struct.unpack('<dddd', state)
+  local as, charged = struct.unpack('<dd', receipt)
+  if as ~= length or finish + length <= now then return nil end
+  if charged == finish then
+    current = max(0, current - cost)
+  elseif charged + length == finish then
+    previous = max(0, previous - cost)
+  else
+    return nil
+  end
+  return struct.pack('<dddd', length, finish, previous, current), finish + length - now + SLACK
 end`,
 }
 
@@ -131,4 +145,23 @@ func (w windows) fits(requests, units float64) float64 {
 		return w.finish - math.Floor(left*w.length/w.previous)
 	}
 	return w.finish + w.length - math.Floor((requests-units)*w.length/w.current)
+}
+
+func giveBackSlidingWindowApproximate(dst, state []byte, at int64, _ limiter.Limit, units int64, receipt []byte) ([]byte, int64) {
+	now, cost := float64(at), float64(units)
+	length, finish := unpack(state)
+	previous, current := unpack(state[16:])
+	as, charged := unpack(receipt)
+	if as != length || finish+length <= now {
+		return nil, 0
+	}
+	switch charged {
+	case finish:
+		current = max(0, current-cost)
+	case finish - length:
+		previous = max(0, previous-cost)
+	default:
+		return nil, 0
+	}
+	return pack(dst, length, finish, previous, current), int64(finish+length-now) + slack
 }

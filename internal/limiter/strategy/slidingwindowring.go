@@ -19,6 +19,7 @@ var slidingWindowRing = Strategy{
 	code:     3,
 	Validate: validateRate,
 	Take:     takeSlidingWindowRing,
+	GiveBack: giveBackSlidingWindowRing,
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds()}
 	},
@@ -92,6 +93,18 @@ return function(state, now, cost, requests, window)
   local reset = until_gone(first + oldest - 1)
   return allowed, max(0, requests - total), retry, reset, next, until_gone(current) + SLACK
 end`,
+	giveBackLua: `function(state, now, cost, receipt)
+  local window, first = struct.unpack('<dd', state)
+  local as, start = struct.unpack('<dd', receipt)
+  local number, charged = (#state - 16) / 4, start + (#receipt - 16) / 4 - 1
+  local slots = min(60, max(10, floor(window / 100000)))
+  local gone = first + number + slots
+  local ttl = floor(gone / slots) * window + ceil(gone % slots * window / slots) - now
+  if as ~= window or charged < first or charged >= first + number or ttl <= 0 then return nil end
+  local place = 16 + 4 * (charged - first)
+  local count = struct.pack('<I4', max(0, struct.unpack('<I4', state, place + 1) - cost))
+  return string.sub(state, 1, place) .. count .. string.sub(state, place + 5), ttl + SLACK
+end`,
 }
 
 func takeSlidingWindowRing(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
@@ -161,10 +174,15 @@ func loadRing(state []byte, now int64, s slots) (r ring, moved bool) {
 	return ring{s, s.at(now), binary.LittleEndian.AppendUint32(nil, uint32(total))}, true
 }
 
-// readRing gives what still counts of a state, in the slots that it was written in.
-func readRing(state []byte, now int64) ring {
+// wholeRing gives all that is in a state, in the slots that it was written in.
+func wholeRing(state []byte) ring {
 	window, first := unpack(state)
-	r := ring{slotsOf(int64(window)), int64(first), state[16:]}
+	return ring{slotsOf(int64(window)), int64(first), state[16:]}
+}
+
+// readRing gives what still counts of a state.
+func readRing(state []byte, now int64) ring {
+	r := wholeRing(state)
 	gone := max(0, r.at(now)-r.number-r.first)
 	r.first += gone
 	r.counts = r.counts[4*min(gone, r.len()):]
@@ -213,4 +231,16 @@ func (r ring) add(dst []byte, current, units int64) []byte {
 	last := dst[len(dst)-4:]
 	binary.LittleEndian.PutUint32(last, binary.LittleEndian.Uint32(last)+uint32(units))
 	return dst
+}
+
+func giveBackSlidingWindowRing(dst, state []byte, now int64, _ limiter.Limit, cost int64, receipt []byte) ([]byte, int64) {
+	r, charged := wholeRing(state), wholeRing(receipt)
+	ttl := r.gone(r.newest()) - now
+	slot := charged.newest() - r.first
+	if charged.window != r.window || slot < 0 || slot >= r.len() || ttl <= 0 {
+		return nil, 0
+	}
+	next := append(dst, state...)
+	binary.LittleEndian.PutUint32(next[len(dst)+16+4*int(slot):], uint32(max(0, r.count(slot)-cost)))
+	return next, ttl + slack
 }

@@ -40,6 +40,10 @@ type Strategy struct {
 	// nothing, and is to be kept even when the request is refused. After ttl the next state says
 	// nothing that an empty one doesn't.
 	Take func(dst, state []byte, now int64, l limiter.Limit, cost int64) (v limiter.Verdict, next []byte, ttl int64)
+	// GiveBack undoes a charge of this cost that left the state receipt. State is the counter's now, with what
+	// others took since, and is never empty. The next state is nil where nothing can be given back, since what
+	// was charged doesn't count any more.
+	GiveBack func(dst, state []byte, now int64, l limiter.Limit, cost int64, receipt []byte) (next []byte, ttl int64)
 
 	// code stands for the strategy on the wire and before its states in Redis, so that no strategy reads
 	// the state of another. A new layout of the state takes a new code, and an old one is never used again.
@@ -48,9 +52,14 @@ type Strategy struct {
 	// params. It returns whether the cost is allowed, what remains, the waits to retry (-1 for never) and to
 	// reset, and the next state (or nil) with its time to live.
 	lua string
+	// giveBackLua is GiveBack as a Lua function of state, now, cost, receipt and params.
+	giveBackLua string
 	// params gives the parameters that the Lua takes. There are as many for every limit.
 	params func(l limiter.Limit) []int64
 }
+
+// width is how many params there are.
+func (s Strategy) width() int { return len(s.params(limiter.Limit{})) }
 
 // For gives the strategy of an algorithm, and false for one that there is none of.
 func For(a limiter.Algorithm) (Strategy, bool) {

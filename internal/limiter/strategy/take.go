@@ -16,23 +16,40 @@ import (
 
 // Script decides a batch of requests inside Redis, on Redis's clock. [Call] gives its keys and arguments, and
 // [Verdicts] reads its reply. It is the same text in every process of one version.
-var Script = assemble()
+var Script = assembleTake(false, false)
+
+// Lend is [Script] for requests that others may still refuse, without shadow hits: its reply has a receipt more
+// for each hit, with which [GiveBack] undoes the charge. [Receipts] reads them.
+var Lend = assembleTake(false, true)
+
+// Try is [Script] for requests that others have refused: it says what each hit would have been told, and
+// charges nothing.
+var Try = assembleTake(true, false)
 
 //go:embed take.lua
 var take string
 
-// assemble puts the rules of the strategies before the loop over the requests.
-func assemble() string {
+// assembleTake puts the rules of the strategies before the loop over the requests.
+func assembleTake(try, lend bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "local LONGEST, GRACE, SLACK, TOLERANCE = %d, %d, %d, %g\n", int64(longest), int64(grace), int64(slack), tolerance)
-	b.WriteString("local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max\nlocal widths, makers = {}, {}\n")
+	fmt.Fprintf(&b, "local TRY, LEND = %t, %t\n", try, lend)
+	b.WriteString(constants)
+	b.WriteString("local widths, makers = {}, {}\n")
 	b.WriteString(bucketLua)
-	byCode := func(s, t Strategy) int { return cmp.Compare(s.code, t.code) }
-	for _, s := range slices.SortedFunc(maps.Values(strategies), byCode) {
-		fmt.Fprintf(&b, "widths[%d], makers[%d] = %d, function()\n%s\nend\n", s.code, s.code, len(s.params(limiter.Limit{})), s.lua)
+	for _, s := range byCode() {
+		fmt.Fprintf(&b, "widths[%d], makers[%d] = %d, function()\n%s\nend\n", s.code, s.code, s.width(), s.lua)
 	}
 	b.WriteString(take)
 	return b.String()
+}
+
+// constants are those of the rules, and the functions that they call often.
+var constants = fmt.Sprintf("local LONGEST, GRACE, SLACK, TOLERANCE = %d, %d, %d, %g\n", int64(longest), int64(grace), int64(slack), tolerance) +
+	"local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max\n"
+
+// byCode gives the strategies in an order that is always the same.
+func byCode() []Strategy {
+	return slices.SortedFunc(maps.Values(strategies), func(s, t Strategy) int { return cmp.Compare(s.code, t.code) })
 }
 
 // Call gives the keys and the arguments with which [Script] decides the requests, one after the other. Each

@@ -3,11 +3,15 @@
 -- Decides a batch of requests, one after the other, each by all of its hits. The rules of the strategies
 -- stand before this.
 --
+-- TRY    before this says that no request is to be charged, as others refuse it elsewhere.
+-- LEND   before this says that what is charged may have to be given back.
 -- KEYS   the counters of the batch, each once.
 -- ARGV   for each request how many hits it has, and for each hit: the index of its counter in KEYS, the
 --        code of its strategy, 1 if it is a shadow hit or else 0, its cost, the strategy's parameters.
 -- Reply  for each hit four numbers: 1 if it is allowed or else 0, what remains, microseconds until it fits
 --        (-1 for never), microseconds until there is more. All are 0 for a shadow hit of a refused request.
+--        If it lends, then for each hit that is no shadow a receipt: the state that its charge left, or
+--        nothing where nothing was charged.
 --
 -- All numbers are integers. A script is not undone when it fails, so everything is computed first, and
 -- written last.
@@ -55,7 +59,7 @@ local function keep(at, state, ttl)
   end
 end
 
-local reply = {}
+local reply, receipts = {}, {}
 
 local function answer(slot, allowed, remaining, retry, reset)
   reply[slot] = allowed and 1 or 0
@@ -71,7 +75,7 @@ end
 
 -- Decides the request whose hits start at args[at], and gives where the next request starts.
 local function decide(at, hits)
-  local first, admitted = #reply + 1, true
+  local first, admitted = #reply + 1, not TRY
   local enforced, shadows = {}, {}
   for i = 1, hits do
     local slot = first + 4 * (i - 1)
@@ -93,6 +97,7 @@ local function decide(at, hits)
       -- It would have been charged, had no other limit refused. What remains is all there is.
       charge(hit.at, hit.slot, 0)
     end
+    if LEND then receipts[#receipts + 1] = admitted and hit.state or '' end
   end
   if admitted then
     for _, hit in ipairs(shadows) do charge(hit.at, hit.slot, args[hit.at + 3]) end
@@ -113,5 +118,7 @@ for i = 1, #KEYS do
     redis.call('SET', KEYS[i], string.char(counter.code) .. counter.state, 'PX', ttl)
   end
 end
+
+for _, receipt in ipairs(receipts) do reply[#reply + 1] = receipt end
 
 return reply

@@ -13,14 +13,20 @@ var tokenBucket = Strategy{
 	code:     1,
 	Validate: validateTokenBucket,
 	Take:     takeTokenBucket,
+	GiveBack: giveBackTokenBucket,
 	params: func(l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds(), l.Burst}
 	},
-	lua: `return bucket`,
+	lua:         `return bucket`,
+	giveBackLua: giveBackBucketLua,
 }
 
 func takeTokenBucket(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
 	return takeBucket(dst, state, now, l, cost, l.Burst)
+}
+
+func giveBackTokenBucket(dst, state []byte, now int64, l limiter.Limit, cost int64, receipt []byte) ([]byte, int64) {
+	return giveBackBucket(dst, state, now, l, cost, l.Burst, receipt)
 }
 
 func validateTokenBucket(l limiter.Limit) error {

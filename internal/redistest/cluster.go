@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redistest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// slots is how many slots a cluster has.
+const slots = 16384
+
+// masters is how many nodes of a cluster have slots. It is the least that can agree on a failover.
+const masters = 3
+
+// Cluster is a Redis Cluster of three masters with equal parts of the slots, and maybe a replica of each.
+type Cluster struct {
+	// Masters are the nodes that had slots from the start, in the order of their slots.
+	Masters []*Server
+	// Replicas are of the masters at the same place. There are none unless asked for.
+	Replicas []*Server
+}
+
+// StartCluster starts a cluster and stops it when the test ends. Every slot can be written to when it returns.
+func StartCluster(tb testing.TB) *Cluster { return startCluster(tb, masters) }
+
+// StartReplicated is [StartCluster] with a replica for each master, all in step.
+func StartReplicated(tb testing.TB) *Cluster { return startCluster(tb, 2*masters) }
+
+func startCluster(tb testing.TB, size int) *Cluster {
+	tb.Helper()
+	nodes := make([]*Server, size)
+	for i := range nodes {
+		nodes[i] = startNode(tb)
+	}
+	c := &Cluster{Masters: nodes[:masters], Replicas: nodes[masters:]}
+	if err := c.join(tb.Context()); err != nil {
+		tb.Fatal(err)
+	}
+	return c
+}
+
+// startNode starts a server that can be part of a cluster. Its bus takes a port of its own choice, since the
+// usual one, 10000 above, can be taken or be none.
+func startNode(tb testing.TB) *Server {
+	tb.Helper()
+	bus, err := freePort()
+	if err != nil {
+		tb.Fatalf("finding a port for the bus of a node: %v", err)
+	}
+	s := StartWith(tb, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus), "--cluster-node-timeout", "2000",
+		"--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
+	s.bus = bus
+	return s
+}
+
+// URL is the cluster as a redis+cluster:// URL.
+func (c *Cluster) URL() string {
+	addrs := make([]string, len(c.Masters))
+	for i, m := range c.Masters {
+		addrs[i] = m.Addr
+	}
+	return "redis+cluster://" + strings.Join(addrs, ",")
+}
+
+// Flush empties all masters.
+func (c *Cluster) Flush(ctx context.Context) error {
+	for _, m := range c.Masters {
+		if err := m.do(ctx, "FLUSHALL"); err != nil {
+			return fmt.Errorf("flushing %s: %w", m.Addr, err)
+		}
+	}
+	return nil
+}
+
+// join makes the nodes a cluster.
+func (c *Cluster) join(ctx context.Context) error {
+	for i, m := range c.Masters {
+		if err := m.do(ctx, "CLUSTER", "ADDSLOTSRANGE", i*slots/masters, (i+1)*slots/masters-1); err != nil {
+			return fmt.Errorf("giving slots to %s: %w", m.Addr, err)
+		}
+		if err := m.do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", i+1); err != nil {
+			return fmt.Errorf("giving an epoch to %s: %w", m.Addr, err)
+		}
+	}
+	all := append(append([]*Server{}, c.Masters...), c.Replicas...)
+	for _, n := range all[1:] {
+		if err := n.meet(ctx, all[0]); err != nil {
+			return err
+		}
+	}
+	if err := c.eventually(ctx, func() bool { return agree(ctx, all) }); err != nil {
+		return fmt.Errorf("forming a cluster: %w", err)
+	}
+	return c.replicate(ctx)
+}
+
+func (c *Cluster) replicate(ctx context.Context) error {
+	for i, r := range c.Replicas {
+		id, err := c.Masters[i].text(ctx, "CLUSTER", "MYID")
+		if err != nil {
+			return err
+		}
+		if err := r.do(ctx, "CLUSTER", "REPLICATE", id); err != nil {
+			return fmt.Errorf("replicating %s: %w", c.Masters[i].Addr, err)
+		}
+	}
+	inStep := func() bool {
+		for _, r := range c.Replicas {
+			if info, err := r.text(ctx, "INFO", "replication"); err != nil || !strings.Contains(info, "master_link_status:up") {
+				return false
+			}
+		}
+		return true
+	}
+	if err := c.eventually(ctx, inStep); err != nil {
+		return fmt.Errorf("waiting for the replicas: %w", err)
+	}
+	return nil
+}
+
+// agree says whether all nodes know each other and see all slots served.
+func agree(ctx context.Context, nodes []*Server) bool {
+	for _, n := range nodes {
+		info, err := n.text(ctx, "CLUSTER", "INFO")
+		if err != nil || !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, fmt.Sprint("cluster_known_nodes:", len(nodes), "\r")) {
+			return false
+		}
+	}
+	return true
+}
+
+// eventually waits until something is the case.
+func (c *Cluster) eventually(ctx context.Context, is func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for !is() {
+		select {
+		case <-ctx.Done():
+			return errors.New("it takes more than 30s")
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// Slot gives the slot of a key.
+func (c *Cluster) Slot(ctx context.Context, key string) (int, error) {
+	client := c.Masters[0].client()
+	defer func() { _ = client.Close() }()
+	slot, err := client.ClusterKeySlot(ctx, key).Result()
+	return int(slot), err
+}
+
+// Move moves a slot with all its keys from one master to another, while both serve it.
+func (c *Cluster) Move(ctx context.Context, slot int, from, to *Server) error {
+	source, err := from.text(ctx, "CLUSTER", "MYID")
+	if err != nil {
+		return err
+	}
+	target, err := to.text(ctx, "CLUSTER", "MYID")
+	if err != nil {
+		return err
+	}
+	if err := to.do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", source); err != nil {
+		return fmt.Errorf("importing slot %d: %w", slot, err)
+	}
+	if err := from.do(ctx, "CLUSTER", "SETSLOT", slot, "MIGRATING", target); err != nil {
+		return fmt.Errorf("migrating slot %d: %w", slot, err)
+	}
+	if err := from.hand(ctx, slot, to); err != nil {
+		return fmt.Errorf("moving the keys of slot %d: %w", slot, err)
+	}
+	// The new owner first: between the two, the slot would else have none.
+	for _, n := range []*Server{to, from} {
+		if err := n.do(ctx, "CLUSTER", "SETSLOT", slot, "NODE", target); err != nil {
+			return fmt.Errorf("settling slot %d: %w", slot, err)
+		}
+	}
+	return nil
+}
+
+// hand moves all keys of a slot.
+func (s *Server) hand(ctx context.Context, slot int, to *Server) error {
+	host, port, err := net.SplitHostPort(to.Addr)
+	if err != nil {
+		return err
+	}
+	client := s.client()
+	defer func() { _ = client.Close() }()
+	for {
+		keys, err := client.ClusterGetKeysInSlot(ctx, slot, 100).Result()
+		if err != nil || len(keys) == 0 {
+			return err
+		}
+		args := []any{"MIGRATE", host, port, "", 0, 5000, "KEYS"}
+		for _, k := range keys {
+			args = append(args, k)
+		}
+		if err := client.Do(ctx, args...).Err(); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Server) meet(ctx context.Context, other *Server) error {
+	host, port, err := net.SplitHostPort(other.Addr)
+	if err != nil {
+		return err
+	}
+	if err := s.do(ctx, "CLUSTER", "MEET", host, port, other.bus); err != nil {
+		return fmt.Errorf("introducing %s to %s: %w", s.Addr, other.Addr, err)
+	}
+	return nil
+}
+
+// do sends one command.
+func (s *Server) do(ctx context.Context, args ...any) error {
+	client := s.client()
+	defer func() { _ = client.Close() }()
+	return client.Do(ctx, args...).Err()
+}
+
+// text sends one command that answers with text.
+func (s *Server) text(ctx context.Context, args ...any) (string, error) {
+	client := s.client()
+	defer func() { _ = client.Close() }()
+	return client.Do(ctx, args...).Text()
+}
+
+func (s *Server) client() *redis.Client {
+	return redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DisableIdentity: true})
+}
