@@ -19,8 +19,8 @@ func TestBadFlagsAreToldByName(t *testing.T) {
 		"a bad level":        {"--redis redis://r --log-level loud", `invalid value "loud" for flag -log-level: unrecognized level: "loud"`},
 		"a stray argument":   {"--redis redis://r up", `unexpected argument "up"`},
 		"a bad instance":     {"--redis redis://r --instance {a}", `--instance: must be 1 to 63 letters, digits, dots, underscores or hyphens, not "{a}"`},
-		"a bad Redis URL":    {"--redis http://r", `--redis: opening Redis: the scheme must be redis, rediss, unix, redis+sentinel or rediss+sentinel, not "http"`},
-		"a bad config Redis": {"--redis redis://r --config-redis r:6379", `--config-redis: opening Redis: the scheme must be redis, rediss, unix, redis+sentinel or rediss+sentinel, not "r:6379"`},
+		"a bad Redis URL":    {"--redis http://r", `--redis: opening Redis: the scheme must be redis, rediss or unix, or one of redis and rediss with +sentinel or +cluster, not "http"`},
+		"a bad config Redis": {"--redis redis://r --config-redis r:6379", `--config-redis: opening Redis: the scheme must be redis, rediss or unix, or one of redis and rediss with +sentinel or +cluster, not "r:6379"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stderr strings.Builder

@@ -98,7 +98,7 @@ func (s *sidecar) openStore() error {
 		return err
 	}
 	s.counters = client
-	timely := guard.Deadline(redisstore.New(counting), s.options.decisionTimeout)
+	timely := guard.Deadline(redisstore.For(counting), s.options.decisionTimeout)
 	s.store = watch(guard.Breaker(timely, redisstore.Unanswered), log)
 	s.counting = guard.DenyCache(s.store)
 	return nil

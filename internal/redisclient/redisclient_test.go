@@ -77,12 +77,14 @@ func TestOpen(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	for name, url := range map[string]string{
-		"another scheme":             "http://ada:secret@redis",
-		"a cluster":                  "redis+cluster://ada:secret@redis",
-		"a URL that is none":         "redis://ada:secret@redis:port",
-		"Sentinel without a master":  "redis+sentinel://ada:secret@redis",
-		"an option that is unknown":  "redis://ada:secret@redis?colour=red",
-		"nothing, and tells nothing": "",
+		"another scheme":              "http://ada:secret@redis",
+		"a database of a cluster":     "redis+cluster://ada:secret@redis/2",
+		"a cluster's host of no port": "redis+cluster://ada:secret@redis:6379,other",
+		"a cluster's bad option":      "redis+cluster://ada:secret@redis?colour=red",
+		"a URL that is none":          "redis://ada:secret@redis:port",
+		"Sentinel without a master":   "redis+sentinel://ada:secret@redis",
+		"an option that is unknown":   "redis://ada:secret@redis?colour=red",
+		"nothing, and tells nothing":  "",
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := redisclient.Open(url)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -52,11 +51,8 @@ func startCluster(tb testing.TB, size int) *Cluster {
 // usual one, 10000 above, can be taken or be none.
 func startNode(tb testing.TB) *Server {
 	tb.Helper()
-	bus, err := freePort()
-	if err != nil {
-		tb.Fatalf("finding a port for the bus of a node: %v", err)
-	}
-	s := StartWith(tb, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus), "--cluster-node-timeout", "2000",
+	bus := FreePort(tb)
+	s := StartWith(tb, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "2000",
 		"--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
 	s.bus = bus
 	return s
@@ -97,7 +93,7 @@ func (c *Cluster) join(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.eventually(ctx, func() bool { return agree(ctx, all) }); err != nil {
+	if err := eventually(ctx, func() bool { return agree(ctx, all) }); err != nil {
 		return fmt.Errorf("forming a cluster: %w", err)
 	}
 	return c.replicate(ctx)
@@ -113,18 +109,25 @@ func (c *Cluster) replicate(ctx context.Context) error {
 			return fmt.Errorf("replicating %s: %w", c.Masters[i].Addr, err)
 		}
 	}
-	inStep := func() bool {
-		for _, r := range c.Replicas {
-			if info, err := r.text(ctx, "INFO", "replication"); err != nil || !strings.Contains(info, "master_link_status:up") {
-				return false
-			}
-		}
-		return true
-	}
-	if err := c.eventually(ctx, inStep); err != nil {
+	if err := eventually(ctx, func() bool { return c.inStep(ctx) }); err != nil {
 		return fmt.Errorf("waiting for the replicas: %w", err)
 	}
 	return nil
+}
+
+// inStep says whether the replicas have all that their masters have, and are known to.
+func (c *Cluster) inStep(ctx context.Context) bool {
+	for i, r := range c.Replicas {
+		info, err := r.text(ctx, "INFO", "replication")
+		if err != nil || !strings.Contains(info, "master_link_status:up") {
+			return false
+		}
+		nodes, err := c.Masters[i].text(ctx, "CLUSTER", "NODES")
+		if err != nil || strings.Count(nodes, "slave ") != len(c.Replicas) {
+			return false
+		}
+	}
+	return true
 }
 
 // agree says whether all nodes know each other and see all slots served.
@@ -139,7 +142,7 @@ func agree(ctx context.Context, nodes []*Server) bool {
 }
 
 // eventually waits until something is the case.
-func (c *Cluster) eventually(ctx context.Context, is func() bool) error {
+func eventually(ctx context.Context, is func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for !is() {

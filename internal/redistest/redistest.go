@@ -25,7 +25,7 @@ type Server struct {
 	// flags are those beyond what every server has.
 	flags []string
 	// bus is the port on which a node of a cluster talks to the others.
-	bus int
+	bus string
 	cmd *exec.Cmd
 }
 
@@ -126,6 +126,16 @@ func binary() string {
 		return b
 	}
 	return "redis-server"
+}
+
+// FreePort gives a port that nobody listens on.
+func FreePort(tb testing.TB) string {
+	tb.Helper()
+	port, err := freePort()
+	if err != nil {
+		tb.Fatalf("finding a free port: %v", err)
+	}
+	return strconv.Itoa(port)
 }
 
 func freePort() (int, error) {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/weir-dev/weir/internal/configstore"
 	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/redisclient"
 	"github.com/weir-dev/weir/internal/redistest"
 	"github.com/weir-dev/weir/internal/usage"
 )
@@ -46,7 +47,7 @@ func report(pod string) usage.Report {
 }
 
 // run runs a reporter until the test ends, or the function it gives is called.
-func run(t *testing.T, client *redis.Client, r usage.Report, log logr.Logger) (stop func()) {
+func run(t *testing.T, client redis.UniversalClient, r usage.Report, log logr.Logger) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	reporter := usage.NewReporter(client, instance, "shop", func(time.Time) usage.Report { return r }, log)
@@ -189,6 +190,24 @@ func TestReports(t *testing.T) {
 		start := time.Now()
 		await(t, reader, 1)
 		t.Logf("they were back after %s", time.Since(start))
+	})
+}
+
+func TestCluster(t *testing.T) {
+	t.Run("reports of namespaces in different slots are read together", func(t *testing.T) {
+		client, err := redisclient.Open(redistest.StartCluster(t).URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = client.Close() }()
+		stop := run(t, client, report("one"), testr.New(t))
+		reader := usage.NewReader(client, instance)
+		await(t, reader, 1)
+		if _, err := reader.Read(t.Context(), "a", "b", "c", "d", "e", "shop"); err != nil {
+			t.Error(err)
+		}
+		stop()
+		await(t, reader, 0)
 	})
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/weir-dev/weir/internal/configstore/redis"
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/match"
+	"github.com/weir-dev/weir/internal/redisclient"
 	"github.com/weir-dev/weir/internal/redistest"
 )
 
@@ -36,8 +37,12 @@ const (
 func TestPublisher(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
+	testPublisher(t, func(t *testing.T) goredis.UniversalClient { return server.Client(t) })
+}
+
+func testPublisher(t *testing.T, connect func(t *testing.T) goredis.UniversalClient) {
 	configstoretest.TestPublisher(t, func(t *testing.T) configstoretest.Published {
-		client := server.Client(t)
+		client := connect(t)
 		flush := func() { flush(t, client) }
 		flush()
 		return configstoretest.Published{
@@ -50,8 +55,12 @@ func TestPublisher(t *testing.T) {
 func TestWatcher(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
+	testWatcher(t, func(t *testing.T) goredis.UniversalClient { return server.Client(t) })
+}
+
+func testWatcher(t *testing.T, connect func(t *testing.T) goredis.UniversalClient) {
 	configstoretest.TestWatcher(t, func(t *testing.T) configstoretest.Watched {
-		client := server.Client(t)
+		client := connect(t)
 		flush(t, client)
 		l := lead(t, client)
 		put := func(policies ...configstoretest.Policy) { l.publish(compile(policies)...) }
@@ -70,6 +79,22 @@ func TestWatcher(t *testing.T) {
 	})
 }
 
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	cluster := redistest.StartCluster(t)
+	connect := func(t *testing.T) goredis.UniversalClient {
+		t.Helper()
+		client, err := redisclient.Open(cluster.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = client.Close() })
+		return client
+	}
+	t.Run("a cluster keeps what is published", func(t *testing.T) { testPublisher(t, connect) })
+	t.Run("a cluster tells who watches", func(t *testing.T) { testWatcher(t, connect) })
+}
+
 // leader publishes for the namespace shop.
 type leader struct {
 	t             *testing.T
@@ -77,7 +102,7 @@ type leader struct {
 	epoch, number int64
 }
 
-func lead(t *testing.T, client *goredis.Client) *leader {
+func lead(t *testing.T, client goredis.UniversalClient) *leader {
 	t.Helper()
 	p := redis.NewPublisher(client, instance, testr.New(t))
 	epoch, err := p.Claim(t.Context())
@@ -113,14 +138,21 @@ func compile(policies []configstoretest.Policy) []match.Policy {
 	return compiled
 }
 
-func flush(t *testing.T, client *goredis.Client) {
+func flush(t *testing.T, client goredis.UniversalClient) {
 	t.Helper()
+	if c, ok := client.(*goredis.ClusterClient); ok {
+		flushMasters := func(ctx context.Context, m *goredis.Client) error { return m.FlushAll(ctx).Err() }
+		if err := c.ForEachMaster(t.Context(), flushMasters); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
 	if err := client.FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func hset(t *testing.T, client *goredis.Client, fields ...any) {
+func hset(t *testing.T, client goredis.UniversalClient, fields ...any) {
 	t.Helper()
 	if err := client.HSet(t.Context(), key, fields...).Err(); err != nil {
 		t.Fatal(err)

@@ -219,11 +219,7 @@ var keys = []string{"a", "b", "c", "d"}
 
 // batch makes up a call and decides it in Go.
 func (h *history) batch(states, ttls map[string]string) batch {
-	h.now += h.step()
-	// All microseconds are doubles up to the year 2255.
-	if h.now < 0 || h.now > 1<<53-1<<50 {
-		h.now = storetest.Epoch.UnixMicro()
-	}
+	h.advance()
 	b := batch{now: h.now, want: outcome{States: map[string]string{}, TTLs: map[string]string{}}}
 	h.soon = h.soon[:0]
 	for range 1 + h.random.IntN(6) {
@@ -298,6 +294,15 @@ func (h *history) change() {
 		Requests: amounts[h.random.IntN(len(amounts))],
 		Window:   windows[h.random.IntN(len(windows))],
 		Burst:    amounts[h.random.IntN(len(amounts))],
+	}
+}
+
+// advance sets the clock forward, or back.
+func (h *history) advance() {
+	h.now += h.step()
+	// All microseconds are doubles up to the year 2255.
+	if h.now < 0 || h.now > 1<<53-1<<50 {
+		h.now = storetest.Epoch.UnixMicro()
 	}
 }
 

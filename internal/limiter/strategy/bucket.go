@@ -92,13 +92,14 @@ func takeBucket(dst, state []byte, at int64, l limiter.Limit, units, capacity in
 	return v, next, int64(ttl)
 }
 
-// giveBackBucketLua raises the level by the cost. Had it not been charged, the bucket might have been full since,
-// and gained nothing while it was: that much is not given back, or more would be let through than the burst.
+// giveBackBucketLua raises the level by the cost, less what the bucket has gained since the charge: had it not
+// been charged it might have been full, and gained nothing. Others may have borrowed as well, and so no level that
+// it had tells that it was not. Given back in full, a burst could be had twice.
 const giveBackBucketLua = `function(state, now, cost, receipt, requests, window, burst)
   local rate = requests / window
   local level, last = struct.unpack('<dd', state)
-  local left, charged = struct.unpack('<dd', receipt)
-  local lost = max(0, (last - charged) * rate - (burst - left - cost))
+  local _, charged = struct.unpack('<dd', receipt)
+  local lost = max(0, (last - charged) * rate)
   level = min(burst, level + max(0, cost - lost))
   local ttl = min(LONGEST, max(0, ceil((burst - level) / rate) + (last - now)) + SLACK)
   return struct.pack('<dd', level, last), ttl
@@ -109,8 +110,8 @@ func giveBackBucket(dst, state []byte, at int64, l limiter.Limit, units, capacit
 	now, cost, burst := float64(at), float64(units), float64(capacity)
 	rate := float64(l.Requests) / float64(l.Window.Microseconds())
 	level, last := unpack(state)
-	left, charged := unpack(receipt)
-	lost := max(0, float64((last-charged)*rate)-(burst-left-cost))
+	_, charged := unpack(receipt)
+	lost := max(0, float64((last-charged)*rate))
 	level = min(burst, level+max(0, cost-lost))
 	ttl := min(longest, max(0, math.Ceil((burst-level)/rate)+(last-now))+slack)
 	return pack(dst, level, last), int64(ttl)
