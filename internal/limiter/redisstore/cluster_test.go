@@ -47,7 +47,7 @@ func TestCluster(t *testing.T) {
 		if err := cluster.Flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		return redisstore.NewCluster(client)
+		return redisstore.For(client).(*redisstore.Cluster)
 	}
 	t.Run("passes the suite of stores", func(t *testing.T) { testSuite(t, cluster, client) })
 	t.Run("64 callers are admitted exactly as often as each limit says", func(t *testing.T) { testExact(t, fresh(t)) })
