@@ -103,8 +103,9 @@ const Never time.Duration = -1
 // Store counts hits.
 type Store interface {
 	// Take decides the hits of one request together, in one atomic step: either all that are not Shadow
-	// are allowed and all are charged, or none is charged. It gives one verdict for each hit, in order. Beside
-	// one that refuses, others can be zero.
+	// are allowed and all are charged, or none is charged. A store whose counters are spread over several
+	// servers may charge some for a moment, until another refuses; it never admits more for that. It gives
+	// one verdict for each hit, in order. Beside one that refuses, others can be zero.
 	//
 	// An error means that nothing is known of any of them: it never means denied, and the request may
 	// or may not have been charged. Only [ErrInvalid] and [ErrNotAsked] say that nothing was charged.
