@@ -20,6 +20,7 @@ type Algorithm string
 const (
 	TokenBucket              Algorithm = "TokenBucket"
 	FixedWindow              Algorithm = "FixedWindow"
+	CalendarWindow           Algorithm = "CalendarWindow"
 	SlidingWindowRing        Algorithm = "SlidingWindowRing"
 	SlidingWindowApproximate Algorithm = "SlidingWindowApproximate"
 	LeakyBucketMeter         Algorithm = "LeakyBucketMeter"
@@ -31,7 +32,10 @@ type Limit struct {
 	// Requests per window: 100 with a window of a minute is 100 a minute.
 	Requests int64 `json:"requests"`
 	// Window is a whole number of microseconds, from 10 ms to 8784 h. In JSON it is nanoseconds.
-	Window time.Duration `json:"window"`
+	// CalendarWindow has none.
+	Window time.Duration `json:"window,omitempty"`
+	// Calendar has the windows of CalendarWindow; other algorithms ignore it.
+	Calendar Calendar `json:"calendar,omitzero"`
 	// Burst is the capacity of a token bucket; other algorithms ignore it.
 	Burst int64 `json:"burst,omitempty"`
 }

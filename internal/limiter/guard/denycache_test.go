@@ -259,10 +259,11 @@ func someHits(random *rand.Rand) []limiter.Hit {
 	var hits []limiter.Hit
 	names := strategy.Names()
 	random.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	day := limiter.Calendar{Unit: limiter.Day, TimeZone: "UTC"}
 	for _, algorithm := range names[:1+random.IntN(3)] {
 		hits = append(hits, limiter.Hit{
 			Key:    fmt.Sprint(algorithm, random.IntN(2)),
-			Limit:  limiter.Limit{Algorithm: algorithm, Requests: 4, Window: 2 * time.Second, Burst: 3},
+			Limit:  limiter.Limit{Algorithm: algorithm, Requests: 4, Window: 2 * time.Second, Calendar: day, Burst: 3},
 			Cost:   [...]int64{0, 1, 1, 1, 2, 5}[random.IntN(6)],
 			Shadow: random.IntN(8) == 0,
 		})

@@ -135,7 +135,10 @@ func TestAllocations(t *testing.T) {
 	s := memorystore.New(memorystore.Options{})
 	var hits []limiter.Hit
 	for _, algorithm := range strategy.Names() {
-		l := limiter.Limit{Algorithm: algorithm, Requests: 1e9, Window: time.Second, Burst: 1e9}
+		l := limiter.Limit{
+			Algorithm: algorithm, Requests: 1e9, Window: time.Second, Burst: 1e9,
+			Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"},
+		}
 		hits = append(hits, limiter.Hit{Key: string(algorithm), Limit: l, Cost: 1})
 	}
 	allocations := testing.AllocsPerRun(1000, func() {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -241,7 +242,7 @@ func (s *spread) giveBack(ctx context.Context) {
 		var partitions sync.WaitGroup
 		for _, loans := range s.loans {
 			partitions.Go(func() {
-				keys, args := strategy.Return(loans...)
+				keys, args := strategy.Return(time.Now().UnixMicro(), loans...)
 				_ = s.cluster.scripts.back.Run(context.WithoutCancel(ctx), s.cluster.client, keys, args...).Err()
 			})
 		}

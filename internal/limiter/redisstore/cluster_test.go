@@ -85,6 +85,9 @@ func testSuite(t *testing.T, cluster *redistest.Cluster, client *redis.ClusterCl
 	})
 }
 
+// years are those of the calendar.
+var years = limiter.Calendar{Unit: limiter.Year, TimeZone: "UTC"}
+
 // on gives a hit on a counter of a partition.
 func on(partition int, l limiter.Limit) limiter.Hit {
 	return limiter.Hit{Key: fmt.Sprintf("weir:test:{shop/%d}:%s", partition, l.Algorithm), Limit: l, Cost: 1}
@@ -128,7 +131,7 @@ func admits(verdicts []limiter.Verdict) bool {
 func testSpread(t *testing.T, store *redisstore.Cluster) {
 	narrow := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 60, Window: year}
 	for i, algorithm := range strategy.Names() {
-		wide := limiter.Limit{Algorithm: algorithm, Requests: 1000, Window: year, Burst: 1000}
+		wide := limiter.Limit{Algorithm: algorithm, Requests: 1000, Window: year, Calendar: years, Burst: 1000}
 		costs := int64(1)
 		if algorithm == limiter.LeakyBucketMeter {
 			wide.Window, costs = 10*time.Millisecond, 0 // It admits one at a time: here it is only asked.
@@ -193,7 +196,7 @@ func testSlots(t *testing.T, store *redisstore.Cluster) {
 	for i := range 10_000 {
 		var hits []limiter.Hit
 		for j := range 1 + random.IntN(3) {
-			l := limiter.Limit{Algorithm: names[random.IntN(len(names))], Requests: 10, Window: year, Burst: 10}
+			l := limiter.Limit{Algorithm: names[random.IntN(len(names))], Requests: 10, Window: year, Calendar: years, Burst: 10}
 			key := fmt.Sprintf("weir:test:{ns-%d/%d}:%d-%d", random.IntN(3), random.IntN(256), i, j)
 			hits = append(hits, limiter.Hit{Key: key, Limit: l, Cost: 1, Shadow: random.IntN(4) == 0})
 		}

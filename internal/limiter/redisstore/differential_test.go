@@ -83,12 +83,17 @@ var faults = map[string]struct {
 	"a window that admits one more":                      {"count + cost <= requests", "count + cost <= requests + 1", limiter.FixedWindow},
 	"a window that ends a microsecond late":              {"stored > now then", "stored >= now then", limiter.FixedWindow},
 	"a window that starts anew when it changes":          {"count = taken", "count = stored == finish and taken or 0", limiter.FixedWindow},
-	"a window that is counted twice":                     {"<= GRACE then finish", "< 0 then finish", limiter.FixedWindow},
+	"a window that is counted twice":                     {"now + window + GRACE", "now + window", limiter.FixedWindow},
+	"a window that waits for the clock for ever":         {"and stored <= latest then", "then", limiter.FixedWindow},
+	"a calendar's window that ends a microsecond late":   {"now < second", "now <= second", limiter.CalendarWindow},
+	"a calendar's window that starts a microsecond late": {"now < third", "now <= third", limiter.CalendarWindow},
+	"a calendar's window that is counted twice":          {"finish - now > GRACE then later", "true then later", limiter.CalendarWindow},
+	"a calendar's window that is waited for for long":    {"finish - now > GRACE then later", "false then later", limiter.CalendarWindow},
 	"a window that stays when it is changed":             {"moved = stored ~= finish", "moved = false", limiter.FixedWindow},
 	"a request that charges what it can":                 {"if admitted or not hit.allowed then", "if true then", limiter.FixedWindow},
 	"a refused request that charges shadow limits":       {"  if admitted then\n    for", "  if true then\n    for", limiter.FixedWindow},
 	"a shadow limit that refuses":                        {"args[at + 2] == 1", "args[at + 2] == 2", limiter.FixedWindow},
-	"a batch that doesn't see its own charges":           {"{code = args[at + 1], state = state, ttl = ttl}", "{ttl = ttl, code = args[at + 1], state = counters[args[at]].state or state}", limiter.FixedWindow},
+	"a batch that doesn't see its own charges":           {"{layout = layouts[args[at + 1]], state = state, ttl = ttl}", "{ttl = ttl, layout = layouts[args[at + 1]], state = counters[args[at]].state or state}", limiter.FixedWindow},
 	"a time to live that is rounded down":                {"ceil(counter.ttl / 1000)", "floor(counter.ttl / 1000)", limiter.FixedWindow},
 }
 
@@ -118,7 +123,7 @@ func TestPreciseAtAnyRate(t *testing.T) {
 	admitted := 0
 	for range 500 {
 		now += 13
-		keys, args := strategy.Call(batchOf(limiter.Hit{Key: "precise", Limit: l, Cost: 1}, 20)...)
+		keys, args := strategy.Call(now, batchOf(limiter.Hit{Key: "precise", Limit: l, Cost: 1}, 20)...)
 		client.Set(ctx, "clock", now, 0)
 		reply, err := script.Run(ctx, client, keys, args...).Int64Slice()
 		if err != nil {
@@ -163,7 +168,9 @@ type history struct {
 
 // batch is one call with the answer that Go gives.
 type batch struct {
-	now      int64
+	now int64
+	// caller is what the caller takes for now.
+	caller   int64
 	requests [][]limiter.Hit
 	want     outcome
 }
@@ -220,7 +227,9 @@ var keys = []string{"a", "b", "c", "d"}
 // batch makes up a call and decides it in Go.
 func (h *history) batch(states, ttls map[string]string) batch {
 	h.advance()
-	b := batch{now: h.now, want: outcome{States: map[string]string{}, TTLs: map[string]string{}}}
+	// A calendar has no window of less than 23 hours.
+	skew := h.random.Int64N(44*3600_000_000) - 22*3600_000_000
+	b := batch{now: h.now, caller: h.now + skew, want: outcome{States: map[string]string{}, TTLs: map[string]string{}}}
 	h.soon = h.soon[:0]
 	for range 1 + h.random.IntN(6) {
 		if h.random.IntN(20) == 0 {
@@ -250,7 +259,7 @@ func (h *history) decide(hits []limiter.Hit, states, ttls map[string]string) []l
 	for i, c := range counters {
 		h.soon = append(h.soon, verdicts[i].RetryAfter.Microseconds(), verdicts[i].ResetAfter.Microseconds())
 		if c.Expires != 0 && c.Expires != math.MaxInt64 {
-			states[hits[i].Key] = fmt.Sprint(c.Algorithm) + string(c.State)
+			states[hits[i].Key] = writerOf(c.Algorithm) + string(c.State)
 			ttls[hits[i].Key] = strconv.FormatInt((c.Expires-h.now+999)/1000, 10)
 			// Redis keeps it for ever here: what expired must not be missed.
 			c.Expires = math.MaxInt64
@@ -294,8 +303,23 @@ func (h *history) change() {
 		Requests: amounts[h.random.IntN(len(amounts))],
 		Window:   windows[h.random.IntN(len(windows))],
 		Burst:    amounts[h.random.IntN(len(amounts))],
+		Calendar: limiter.Calendar{Unit: units[h.random.IntN(len(units))], TimeZone: zones[h.random.IntN(len(zones))]},
 	}
 }
+
+var (
+	units = []limiter.Unit{limiter.Day, limiter.Week, limiter.Month, limiter.Year}
+	zones = []string{"UTC", "Europe/Berlin", "America/Sao_Paulo", "Australia/Lord_Howe", "Pacific/Apia"}
+	// oddities are the days on which the clocks of these zones are changed.
+	oddities = []time.Time{
+		time.Date(2026, time.March, 29, 0, 0, 0, 0, time.UTC),
+		time.Date(2026, time.October, 25, 0, 0, 0, 0, time.UTC),
+		time.Date(2018, time.February, 18, 0, 0, 0, 0, time.UTC),
+		time.Date(2018, time.November, 4, 0, 0, 0, 0, time.UTC),
+		time.Date(2026, time.April, 4, 0, 0, 0, 0, time.UTC),
+		time.Date(2011, time.December, 30, 0, 0, 0, 0, time.UTC),
+	}
+)
 
 // advance sets the clock forward, or back.
 func (h *history) advance() {
@@ -326,6 +350,10 @@ func (h *history) step() int64 {
 		return -[]int64{1, 999_999, 1_000_000, 1_000_001, window, h.random.Int64N(4_000_000)}[h.random.IntN(6)]
 	case 6:
 		return h.random.Int64N(4 * window)
+	case 7:
+		if h.random.IntN(20) == 0 {
+			return oddities[h.random.IntN(len(oddities))].UnixMicro() - h.now
+		}
 	}
 	return h.random.Int64N(1 + 2*window/min(h.limit.Requests, window))
 }
@@ -337,7 +365,7 @@ func run(t *testing.T, client *redis.Client, script string, batches []batch) []o
 	var values, ttls []*redis.SliceCmd
 	_, err := client.Pipelined(t.Context(), func(p redis.Pipeliner) error {
 		for _, b := range batches {
-			names, args := strategy.Call(b.requests...)
+			names, args := strategy.Call(b.caller, b.requests...)
 			p.Set(t.Context(), "clock", b.now, 0)
 			replies = append(replies, p.EvalSha(t.Context(), script, names, args...))
 			values = append(values, p.MGet(t.Context(), keys...))
@@ -360,7 +388,7 @@ func run(t *testing.T, client *redis.Client, script string, batches []batch) []o
 		}
 		for k, key := range keys {
 			if value, ok := values[i].Val()[k].(string); ok {
-				outcomes[i].States[key] = algorithmOf(value) + value[1:]
+				outcomes[i].States[key] = layouts[value[0]] + value[1:]
 				outcomes[i].TTLs[key] = fmt.Sprint(ttls[i].Val()[k])
 			}
 		}
@@ -376,14 +404,19 @@ func ttlKeys() []string {
 	return names
 }
 
-// algorithmOf reads the code before a state. Codes are for good: this list only ever grows.
-func algorithmOf(value string) string {
-	codes := map[byte]limiter.Algorithm{
-		1: limiter.TokenBucket,
-		2: limiter.FixedWindow,
-		3: limiter.SlidingWindowRing,
-		4: limiter.SlidingWindowApproximate,
-		5: limiter.LeakyBucketMeter,
+// layouts are what can be before a state. They are for good: this list only ever grows.
+var layouts = map[byte]string{
+	1: string(limiter.TokenBucket),
+	2: string(limiter.FixedWindow),
+	3: string(limiter.SlidingWindowRing),
+	4: string(limiter.SlidingWindowApproximate),
+	5: string(limiter.LeakyBucketMeter),
+}
+
+// writerOf names the algorithm whose states another one writes.
+func writerOf(a limiter.Algorithm) string {
+	if a == limiter.CalendarWindow {
+		a = limiter.FixedWindow
 	}
-	return string(codes[value[0]])
+	return string(a)
 }

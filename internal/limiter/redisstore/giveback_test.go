@@ -111,7 +111,7 @@ func (l *lender) take() error {
 	limit := l.history.limit
 	limit.Algorithm = l.history.algorithms[0]
 	hit := limiter.Hit{Key: "a", Limit: limit, Cost: l.history.cost()}
-	keys, args := strategy.Call([]limiter.Hit{hit})
+	keys, args := strategy.Call(l.history.now, []limiter.Hit{hit})
 	reply, err := l.lend.Run(l.t.Context(), l.client, keys, args...).Slice()
 	if err != nil {
 		return err
@@ -136,7 +136,7 @@ func (l *lender) giveBack() error {
 	}
 	loan := l.loans[i]
 	l.loans = append(l.loans[:i], l.loans[i+1:]...)
-	keys, args := strategy.Return(loan)
+	keys, args := strategy.Return(l.history.now, loan)
 	if err := l.back.Run(l.t.Context(), l.client, keys, args...).Err(); err != nil {
 		return err
 	}

@@ -25,7 +25,10 @@ func TestMemory(t *testing.T) {
 		}
 		t.Run(fmt.Sprint("a counter of ", algorithm, " takes at most ", want, " bytes of Redis"), func(t *testing.T) {
 			key := "weir:0f8fad5b-d9cb-469f-a165-70867728950e:{shop/255}:XYPZdkfqeOZH4NLchKEyhg"
-			limit := limiter.Limit{Algorithm: algorithm, Requests: 1_000_000_000, Window: time.Hour, Burst: 1_000_000_000}
+			limit := limiter.Limit{
+				Algorithm: algorithm, Requests: 1_000_000_000, Window: time.Hour, Burst: 1_000_000_000,
+				Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"},
+			}
 			// As many steps as a ring has slots: after that it can't grow.
 			for step := range 61 {
 				client.Set(ctx, "clock", storetest.Epoch.Add(time.Duration(step)*time.Minute).UnixMicro(), 0)

@@ -6,6 +6,7 @@ package redisstore
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -97,9 +98,11 @@ func (s *Store) call(requests [][]limiter.Hit) ([]limiter.Verdict, []string, err
 	for _, r := range requests {
 		hits += len(r)
 	}
-	keys, args := strategy.Call(requests...)
-	// Run sends the script's text after NOSCRIPT, which says that the call was not executed.
-	cmd := s.script.Run(context.Background(), s.client, keys, args...)
+	cmd := s.run(time.Now().UnixMicro(), requests)
+	if now, stale := strategy.Stale(cmd.Val()); stale {
+		// Nothing was charged, and it is decided by Redis's clock, however wrong ours is.
+		cmd = s.run(now, requests)
+	}
 	if err := cmd.Err(); err != nil {
 		return nil, nil, fmt.Errorf("taking from Redis: %w", err)
 	}
@@ -120,6 +123,13 @@ func readLoan(cmd *redis.Cmd, hits int) ([]limiter.Verdict, []string, error) {
 		return nil, nil, fmt.Errorf("borrowing from Redis: %w", err)
 	}
 	return strategy.Receipts(reply, hits)
+}
+
+// run runs the script once, for a time that is hopefully Redis's.
+func (s *Store) run(now int64, requests [][]limiter.Hit) *redis.Cmd {
+	keys, args := strategy.Call(now, requests...)
+	// Run sends the script's text after NOSCRIPT, which says that the call was not executed.
+	return s.script.Run(context.Background(), s.client, keys, args...)
 }
 
 // spoiled says whether a call failed for what one of its counters holds: the value of another type, or a

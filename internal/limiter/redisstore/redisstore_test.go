@@ -170,7 +170,7 @@ func raise(most *atomic.Int64, n int64) {
 
 func TestFlood(t *testing.T) {
 	hit := limiter.Hit{Key: "flood", Limit: limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 1, Window: 8784 * time.Hour}, Cost: 1}
-	_, args := strategy.Call([]limiter.Hit{hit})
+	_, args := strategy.Call(storetest.Epoch.UnixMicro(), []limiter.Hit{hit})
 	client := &counted{Scripter: redistest.Start(t).Client(t), width: int64(len(args))}
 	store := redisstore.New(client)
 	const callers, each = 256, 40

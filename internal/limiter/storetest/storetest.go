@@ -28,6 +28,7 @@ type Start func(t *testing.T) (store limiter.Store, advance func(time.Duration))
 var (
 	bucket      = limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 10, Window: time.Minute, Burst: 3}
 	window      = limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 3, Window: time.Minute}
+	calendar    = limiter.Limit{Algorithm: limiter.CalendarWindow, Requests: 3, Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"}}
 	ring        = limiter.Limit{Algorithm: limiter.SlidingWindowRing, Requests: 3, Window: time.Minute}
 	approximate = limiter.Limit{Algorithm: limiter.SlidingWindowApproximate, Requests: 3, Window: time.Minute}
 	meter       = limiter.Limit{Algorithm: limiter.LeakyBucketMeter, Requests: 10, Window: time.Minute}
@@ -56,6 +57,7 @@ func Run(t *testing.T, start Start) {
 			{Allowed: false, Remaining: 0, RetryAfter: 45 * time.Second, ResetAfter: 45 * time.Second},
 		})
 	})
+	runCalendar(t, start)
 	runSliding(t, start)
 	runMeter(t, start)
 	t.Run("a lowered burst cuts the level and a raised one gives nothing", func(t *testing.T) {
@@ -100,6 +102,65 @@ func Run(t *testing.T, start Start) {
 	runTogether(t, start)
 	runShadow(t, start)
 	runInvalid(t, start)
+}
+
+// runCalendar is about days of Berlin. The clock starts at a quarter of a minute past one there.
+func runCalendar(t *testing.T, start Start) {
+	day := 23*time.Hour - 15*time.Second
+	t.Run("a day of a time zone says what remains and how long to wait", func(t *testing.T) {
+		store, _ := start(t)
+		check(t, store, requests(4, hit("a", calendar)), []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: day},
+			{Allowed: true, Remaining: 1, ResetAfter: day},
+			{Allowed: true, Remaining: 0, ResetAfter: day},
+			{Allowed: false, Remaining: 0, RetryAfter: day, ResetAfter: day},
+		})
+	})
+	t.Run("a day of a time zone ends at its midnight", func(t *testing.T) {
+		store, advance := start(t)
+		takeAll(t, store, hit("a", calendar))
+		advance(day - time.Millisecond)
+		wantAllowed(t, store, hit("a", calendar), 1, false, 0)
+		advance(time.Millisecond)
+		wantAllowed(t, store, hit("a", calendar), 3, true, 0)
+	})
+	t.Run("the day on which summer starts is over after 23 hours", func(t *testing.T) {
+		store, advance := start(t)
+		advance(time.Date(2026, time.March, 28, 23, 0, 0, 0, time.UTC).Sub(Epoch))
+		check(t, store, requests(1, hit("a", calendar)), []limiter.Verdict{{Allowed: true, Remaining: 2, ResetAfter: 23 * time.Hour}})
+	})
+	t.Run("a clock that is set back a little doesn't count a day twice", func(t *testing.T) {
+		store, advance := start(t)
+		advance(day)
+		takeAll(t, store, hit("a", calendar))
+		advance(-time.Second)
+		wantAllowed(t, store, hit("a", calendar), 1, false, 0)
+		advance(time.Second)
+		wantAllowed(t, store, hit("a", calendar), 1, false, 0)
+	})
+	t.Run("the count goes into a day of another zone, a longer unit and a window without calendar", func(t *testing.T) {
+		store, _ := start(t)
+		tokyo, week := calendar, calendar
+		tokyo.Calendar.TimeZone, week.Calendar.Unit = "Asia/Tokyo", limiter.Week
+		check(t, store, []limiter.Hit{hit("a", calendar), hit("a", tokyo), hit("a", week), hit("a", window)}, []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: day},
+			{Allowed: true, Remaining: 1, ResetAfter: 15*time.Hour - 15*time.Second},
+			// The 1st of January 2026 is a Thursday.
+			{Allowed: true, Remaining: 0, ResetAfter: 3*24*time.Hour + day},
+			{Allowed: false, Remaining: 0, RetryAfter: 45 * time.Second, ResetAfter: 45 * time.Second},
+		})
+	})
+	t.Run("a request that hits a calendar and another limit is charged to both or none", func(t *testing.T) {
+		store, _ := start(t)
+		takeAll(t, store, hit("b", calendar))
+		want := []limiter.Verdict{
+			{Allowed: true, Remaining: 3, ResetAfter: 18 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: day, ResetAfter: day},
+		}
+		if diff := cmp.Diff(want, take(t, store, hit("a", bucket), hit("b", calendar))); diff != "" {
+			t.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+	})
 }
 
 // runSliding is about windows that slide.
@@ -407,10 +468,14 @@ func runShadow(t *testing.T, start Start) {
 // runInvalid is about requests that get no verdict.
 func runInvalid(t *testing.T, start Start) {
 	tests := map[string]func(*limiter.Hit){
-		"a negative cost is invalid":              func(h *limiter.Hit) { h.Cost = -1 },
-		"an unknown algorithm is invalid":         func(h *limiter.Hit) { h.Limit.Algorithm = "Abacus" },
-		"a limit of no requests is invalid":       func(h *limiter.Hit) { h.Limit.Requests = 0 },
-		"a window of 0 is invalid":                func(h *limiter.Hit) { h.Limit.Window = 0 },
+		"a negative cost is invalid":        func(h *limiter.Hit) { h.Cost = -1 },
+		"an unknown algorithm is invalid":   func(h *limiter.Hit) { h.Limit.Algorithm = "Abacus" },
+		"a limit of no requests is invalid": func(h *limiter.Hit) { h.Limit.Requests = 0 },
+		"a window of 0 is invalid":          func(h *limiter.Hit) { h.Limit.Window = 0 },
+		"a calendar of no known zone is invalid": func(h *limiter.Hit) {
+			h.Limit = calendar
+			h.Limit.Calendar.TimeZone = "Mars/Phobos"
+		},
 		"a token bucket without burst is invalid": func(h *limiter.Hit) { h.Limit.Burst = 0 },
 		"a key that is hit twice is invalid":      func(h *limiter.Hit) { h.Key = hit("a", bucket).Key },
 		"a hit without a key is invalid":          func(h *limiter.Hit) { h.Key = "" },

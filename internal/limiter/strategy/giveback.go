@@ -20,9 +20,9 @@ var giveBack string
 func assembleGiveBack() string {
 	var b strings.Builder
 	b.WriteString(constants)
-	b.WriteString("local widths, givers = {}, {}\n")
+	b.WriteString("local widths, layouts, givers = {}, {}, {}\n")
 	for _, s := range byCode() {
-		fmt.Fprintf(&b, "widths[%d], givers[%d] = %d, %s\n", s.code, s.code, s.width(), s.giveBackLua)
+		fmt.Fprintf(&b, "widths[%d], layouts[%d], givers[%d] = %d, %d, %s\n", s.code, s.code, s.code, s.width(), s.layout, s.giveBackLua)
 	}
 	b.WriteString(giveBack)
 	return b.String()
@@ -34,13 +34,14 @@ type Loan struct {
 	Receipt string
 }
 
-// Return gives the keys and the arguments with which [GiveBack] gives back loans of different counters.
-func Return(loans ...Loan) (keys []string, args []any) {
+// Return gives the keys and the arguments with which [GiveBack] gives back loans of different counters. Now is
+// the caller's time, in microseconds since the Unix epoch.
+func Return(now int64, loans ...Loan) (keys []string, args []any) {
 	for _, l := range loans {
 		s := strategies[l.Hit.Limit.Algorithm]
 		keys = append(keys, l.Hit.Key)
 		args = append(args, int64(s.code), l.Hit.Cost, l.Receipt)
-		for _, p := range s.params(l.Hit.Limit) {
+		for _, p := range s.params(now, l.Hit.Limit) {
 			args = append(args, p)
 		}
 	}

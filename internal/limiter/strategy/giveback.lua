@@ -5,7 +5,7 @@
 -- KEYS   the counters, each once.
 -- ARGV   for each counter: the code of its strategy, the cost, the receipt, the strategy's parameters.
 --
--- A counter that is gone, or that another strategy has written since, gets nothing: it owes nothing either.
+-- A counter that is gone, or whose state has had another layout since, gets nothing: it owes nothing either.
 -- A script is not undone when it fails, so everything is computed first, and written last.
 
 local clock = redis.call('TIME')
@@ -18,10 +18,10 @@ for i = 1, #KEYS do
   local params = {}
   for j = 1, widths[code] do params[j] = tonumber(ARGV[at + 2 + j]) end
   local value = redis.call('GET', KEYS[i])
-  if value and string.byte(value) == code then
+  if value and string.byte(value) == layouts[code] then
     local cost, receipt = tonumber(ARGV[at + 1]), ARGV[at + 2]
     local state, ttl = givers[code](string.sub(value, 2), now, cost, receipt, unpack(params))
-    if state then states[i], ttls[i] = string.char(code) .. state, ttl end
+    if state then states[i], ttls[i] = string.char(layouts[code]) .. state, ttl end
   end
   at = at + 3 + widths[code]
 end

@@ -86,6 +86,16 @@ func TestGivingBackKeepsBounds(t *testing.T) {
 				}
 			}
 		},
+		limiter.CalendarWindow: func(rt *rapid.T, l limiter.Limit, loans []*loan) {
+			taken := map[string]int64{}
+			charges, _ := kept(loans)
+			for _, c := range charges {
+				id := page(rt, l.Calendar, c.at)
+				if taken[id] += c.cost; taken[id] > l.Requests {
+					rt.Errorf("%s admits %d", id, taken[id])
+				}
+			}
+		},
 		limiter.SlidingWindowRing:        mostKept(1),
 		limiter.SlidingWindowApproximate: mostKept(2),
 		limiter.LeakyBucketMeter: func(rt *rapid.T, l limiter.Limit, loans []*loan) {
@@ -103,6 +113,10 @@ func TestGivingBackKeepsBounds(t *testing.T) {
 					Algorithm: algorithm,
 					Requests:  rapid.Int64Range(1, 20).Draw(rt, "requests"),
 					Window:    time.Duration(rapid.Int64Range(10_000, 10_000_000).Draw(rt, "window")) * time.Microsecond,
+					Calendar:  calendars(rt),
+				}
+				if algorithm == limiter.CalendarWindow {
+					l.Window = 24 * time.Hour // The steps go by it.
 				}
 				l.Burst = l.Requests
 				bounds[algorithm](rt, l, borrow(rt, l))
@@ -139,6 +153,7 @@ func TestGivingBackAtOnce(t *testing.T) {
 	for _, algorithm := range strategy.Names() {
 		t.Run(string(algorithm)+" is as before when what was taken is given back at once", func(t *testing.T) {
 			l := limiter.Limit{Algorithm: algorithm, Requests: 3, Window: time.Minute, Burst: 3}
+			l.Calendar = limiter.Calendar{Unit: limiter.Day, TimeZone: "UTC"}
 			s, _ := strategy.For(algorithm)
 			var e strategy.Evaluator
 			var c strategy.Counter

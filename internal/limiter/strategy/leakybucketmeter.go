@@ -13,10 +13,11 @@ import (
 // It is a bucket of one token that a request of a higher cost overdraws.
 var leakyBucketMeter = Strategy{
 	code:     5,
+	layout:   5,
 	Validate: validateRate,
 	Take:     takeLeakyBucketMeter,
 	GiveBack: giveBackLeakyBucketMeter,
-	params: func(l limiter.Limit) []int64 {
+	params: func(_ int64, l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds(), 1, l.Requests}
 	},
 	lua:         `return bucket`,

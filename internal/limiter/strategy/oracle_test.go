@@ -27,16 +27,22 @@ func limits(rt *rapid.T, algorithm limiter.Algorithm) limiter.Limit {
 		Algorithm: algorithm,
 		Requests:  rapid.OneOf(rapid.Int64Range(1, 20), rapid.SampledFrom([]int64{999, 1_000_000_000})).Draw(rt, "requests"),
 		Window:    time.Duration(rapid.OneOf(rapid.SampledFrom(windows), rapid.Int64Range(10_000, 100_000_000)).Draw(rt, "window")) * time.Microsecond,
+		Calendar:  calendars(rt),
 	}
 }
 
 // play draws requests and decides them on one counter. Half of them come when something changes, or a
 // microsecond beside it; the clock is back by up to so much.
 func play(rt *rapid.T, l limiter.Limit, back int64) []event {
+	return playFrom(rt, epoch, l, back)
+}
+
+// playFrom is play from another time on.
+func playFrom(rt *rapid.T, start int64, l limiter.Limit, back int64) []event {
 	var e strategy.Evaluator
 	var c strategy.Counter
 	var events []event
-	window, now, latest, last := l.Window.Microseconds(), epoch, epoch, limiter.Verdict{}
+	window, now, latest, last := l.Window.Microseconds(), start, start, limiter.Verdict{}
 	for range rapid.IntRange(1, 150).Draw(rt, "number") {
 		beside := rapid.Int64Range(-1, 1).Draw(rt, "beside")
 		switch rapid.IntRange(0, 7).Draw(rt, "step") {

@@ -15,10 +15,11 @@ import (
 // Its state is the window, its end, and what was taken in the previous and the current one, as four doubles.
 var slidingWindowApproximate = Strategy{
 	code:     4,
+	layout:   4,
 	Validate: validateRate,
 	Take:     takeSlidingWindowApproximate,
 	GiveBack: giveBackSlidingWindowApproximate,
-	params: func(l limiter.Limit) []int64 {
+	params: func(_ int64, l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds()}
 	},
 	lua: `-- What the previous window still counts, when so much is left of the current one.

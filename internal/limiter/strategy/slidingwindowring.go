@@ -17,10 +17,11 @@ import (
 // and in those up to the newest, in 4 bytes each. They are at most the slots of a window and one more.
 var slidingWindowRing = Strategy{
 	code:     3,
+	layout:   3,
 	Validate: validateRate,
 	Take:     takeSlidingWindowRing,
 	GiveBack: giveBackSlidingWindowRing,
-	params: func(l limiter.Limit) []int64 {
+	params: func(_ int64, l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds()}
 	},
 	lua: `-- Slots of 100 ms, but 10 to 60 of them. A window is exactly so many; they differ by a microsecond.

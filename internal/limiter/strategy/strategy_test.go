@@ -140,8 +140,8 @@ func TestFixedWindowBound(t *testing.T) {
 func TestNames(t *testing.T) {
 	t.Run("every algorithm has a strategy", func(t *testing.T) {
 		want := []limiter.Algorithm{
-			limiter.FixedWindow, limiter.LeakyBucketMeter, limiter.SlidingWindowApproximate, limiter.SlidingWindowRing,
-			limiter.TokenBucket,
+			limiter.CalendarWindow, limiter.FixedWindow, limiter.LeakyBucketMeter, limiter.SlidingWindowApproximate,
+			limiter.SlidingWindowRing, limiter.TokenBucket,
 		}
 		if diff := cmp.Diff(want, strategy.Names()); diff != "" {
 			t.Errorf("names (-want +got):\n%s", diff)
@@ -157,6 +157,10 @@ func TestNames(t *testing.T) {
 func TestValidate(t *testing.T) {
 	bucket := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 1, Window: 10 * time.Millisecond, Burst: 1}
 	window := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 1_000_000_000, Window: 8784 * time.Hour}
+	calendar := limiter.Limit{
+		Algorithm: limiter.CalendarWindow, Requests: 1, Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"},
+	}
+	const noZone = "timeZone must be a name of the IANA database, like Europe/Berlin, not "
 	tests := map[string]struct {
 		limit  limiter.Limit
 		change func(*limiter.Limit)
@@ -170,6 +174,12 @@ func TestValidate(t *testing.T) {
 		"too long a window":      {window, func(l *limiter.Limit) { l.Window += time.Second }, "window must be at most 8784h, not 8784h0m1s"},
 		"a part of microseconds": {bucket, func(l *limiter.Limit) { l.Window++ }, "window must be whole microseconds, not 10.000001ms"},
 		"no burst":               {bucket, func(l *limiter.Limit) { l.Burst = 0 }, "burst must be at least 1, not 0"},
+		"a calendar":             {calendar, func(*limiter.Limit) {}, ""},
+		"an empty calendar":      {calendar, func(l *limiter.Limit) { l.Requests = 0 }, "requests must be at least 1, not 0"},
+		"no unit":                {calendar, func(l *limiter.Limit) { l.Calendar.Unit = "" }, `unit must be one of Day, Week, Month, Year, not ""`},
+		"no zone":                {calendar, func(l *limiter.Limit) { l.Calendar.TimeZone = "" }, noZone + `""`},
+		"an unknown zone":        {calendar, func(l *limiter.Limit) { l.Calendar.TimeZone = "Mars/Phobos" }, noZone + `"Mars/Phobos"`},
+		"a zone of the machine":  {calendar, func(l *limiter.Limit) { l.Calendar.TimeZone = "Local" }, noZone + `"Local"`},
 		"too much of a burst":    {bucket, func(l *limiter.Limit) { l.Burst = 1e9 + 1 }, "burst must be at most 1000000000, not 1000000001"},
 	}
 	for name, test := range tests {
@@ -217,6 +227,14 @@ func TestVerdicts(t *testing.T) {
 			t.Errorf("verdicts (-want +got):\n%s", diff)
 		}
 	})
+	t.Run("a reply of one number is the time that the call should have been for", func(t *testing.T) {
+		if now, stale := strategy.Stale([]any{epoch}); now != epoch || !stale {
+			t.Errorf("got %d and %t", now, stale)
+		}
+		if now, stale := strategy.Stale([]any{int64(1), int64(4), int64(0), int64(5)}); stale {
+			t.Errorf("four numbers tell the time %d", now)
+		}
+	})
 	t.Run("a reply of another length is an error", func(t *testing.T) {
 		if v, err := strategy.Verdicts([]int64{1, 4, 0}, 1); err == nil {
 			t.Errorf("got %+v", v)
@@ -228,7 +246,7 @@ func TestCall(t *testing.T) {
 	t.Run("a counter is named once, and hits point to it", func(t *testing.T) {
 		bucket := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 10, Window: time.Second, Burst: 20}
 		window := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 5, Window: time.Minute}
-		keys, args := strategy.Call(
+		keys, args := strategy.Call(epoch,
 			[]limiter.Hit{{Key: "a", Limit: bucket, Cost: 1}, {Key: "b", Limit: window, Cost: 99, Shadow: true}},
 			[]limiter.Hit{{Key: "b", Limit: window}},
 		)
@@ -241,6 +259,19 @@ func TestCall(t *testing.T) {
 			2, int64(2), 1, int64(6), int64(5), int64(60_000_000),
 			1,
 			2, int64(2), 0, int64(0), int64(5), int64(60_000_000),
+		}
+		if diff := cmp.Diff(want, args); diff != "" {
+			t.Errorf("arguments (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("a calendar is told as the starts of the last window, this one and three more", func(t *testing.T) {
+		l := limiter.Limit{
+			Algorithm: limiter.CalendarWindow, Requests: 5, Calendar: limiter.Calendar{Unit: limiter.Month, TimeZone: "UTC"},
+		}
+		_, args := strategy.Call(epoch, []limiter.Hit{{Key: "a", Limit: l, Cost: 1}})
+		want := []any{1, 1, int64(6), 0, int64(1), int64(5)}
+		for n := range 5 {
+			want = append(want, time.Date(2025, time.Month(12+n), 1, 0, 0, 0, 0, time.UTC).UnixMicro())
 		}
 		if diff := cmp.Diff(want, args); diff != "" {
 			t.Errorf("arguments (-want +got):\n%s", diff)

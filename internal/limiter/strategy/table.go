@@ -19,6 +19,7 @@ import (
 
 // strategies is the one place that names them all.
 var strategies = map[limiter.Algorithm]Strategy{
+	limiter.CalendarWindow:           calendarWindow,
 	limiter.FixedWindow:              fixedWindow,
 	limiter.LeakyBucketMeter:         leakyBucketMeter,
 	limiter.SlidingWindowApproximate: slidingWindowApproximate,
@@ -45,21 +46,24 @@ type Strategy struct {
 	// was charged doesn't count any more.
 	GiveBack func(dst, state []byte, now int64, l limiter.Limit, cost int64, receipt []byte) (next []byte, ttl int64)
 
-	// code stands for the strategy on the wire and before its states in Redis, so that no strategy reads
-	// the state of another. A new layout of the state takes a new code, and an old one is never used again.
-	code byte
+	// code stands for the strategy on the wire, and layout before its states in Redis, so that no strategy
+	// reads a state that it doesn't understand: it takes it for an empty one. A new layout takes a new number,
+	// and an old one is never used again.
+	code, layout byte
 	// lua is the body of a Lua function that gives the rule: a function of state (nil when empty), now, cost and
 	// params. It returns whether the cost is allowed, what remains, the waits to retry (-1 for never) and to
 	// reset, and the next state (or nil) with its time to live.
 	lua string
 	// giveBackLua is GiveBack as a Lua function of state, now, cost, receipt and params.
 	giveBackLua string
-	// params gives the parameters that the Lua takes. There are as many for every limit.
-	params func(l limiter.Limit) []int64
+	// params gives the parameters that the Lua takes. There are as many for every limit. Now is the caller's
+	// time, which may not be Redis's: a rule whose parameters are of another time sets stale, and is asked
+	// again with others.
+	params func(now int64, l limiter.Limit) []int64
 }
 
 // width is how many params there are.
-func (s Strategy) width() int { return len(s.params(limiter.Limit{})) }
+func (s Strategy) width() int { return len(s.params(0, limiter.Limit{})) }
 
 // For gives the strategy of an algorithm, and false for one that there is none of.
 func For(a limiter.Algorithm) (Strategy, bool) {
@@ -113,19 +117,28 @@ const (
 	slack = 1_000_000
 )
 
-// validateRate checks what every strategy has.
+// validateRate checks requests in a window.
 func validateRate(l limiter.Limit) error {
+	if err := validateRequests(l); err != nil {
+		return err
+	}
 	switch {
-	case l.Requests < 1:
-		return fmt.Errorf("requests must be at least 1, not %d", l.Requests)
-	case l.Requests > maxRequests:
-		return fmt.Errorf("requests must be at most %d, not %d", maxRequests, l.Requests)
 	case l.Window < minWindow:
 		return fmt.Errorf("window must be at least 10ms, not %s", l.Window)
 	case l.Window > maxWindow:
 		return fmt.Errorf("window must be at most 8784h, not %s", l.Window)
 	case l.Window%time.Microsecond != 0:
 		return fmt.Errorf("window must be whole microseconds, not %s", l.Window)
+	}
+	return nil
+}
+
+func validateRequests(l limiter.Limit) error {
+	switch {
+	case l.Requests < 1:
+		return fmt.Errorf("requests must be at least 1, not %d", l.Requests)
+	case l.Requests > maxRequests:
+		return fmt.Errorf("requests must be at most %d, not %d", maxRequests, l.Requests)
 	}
 	return nil
 }

@@ -34,10 +34,11 @@ func assembleTake(try, lend bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "local TRY, LEND = %t, %t\n", try, lend)
 	b.WriteString(constants)
-	b.WriteString("local widths, makers = {}, {}\n")
+	b.WriteString("local widths, layouts, makers, stale = {}, {}, {}, false\n")
 	b.WriteString(bucketLua)
+	b.WriteString(windowLua)
 	for _, s := range byCode() {
-		fmt.Fprintf(&b, "widths[%d], makers[%d] = %d, function()\n%s\nend\n", s.code, s.code, s.width(), s.lua)
+		fmt.Fprintf(&b, "widths[%d], layouts[%d], makers[%d] = %d, %d, function()\n%s\nend\n", s.code, s.code, s.code, s.width(), s.layout, s.lua)
 	}
 	b.WriteString(take)
 	return b.String()
@@ -53,8 +54,9 @@ func byCode() []Strategy {
 }
 
 // Call gives the keys and the arguments with which [Script] decides the requests, one after the other. Each
-// of them has to pass [Check].
-func Call(requests ...[]limiter.Hit) (keys []string, args []any) {
+// of them has to pass [Check]. Now is microseconds since the Unix epoch: the caller's time, or what [Stale] told
+// it of Redis's.
+func Call(now int64, requests ...[]limiter.Hit) (keys []string, args []any) {
 	index := map[string]int{}
 	for _, hits := range requests {
 		args = append(args, len(hits))
@@ -63,13 +65,13 @@ func Call(requests ...[]limiter.Hit) (keys []string, args []any) {
 				keys = append(keys, h.Key)
 				index[h.Key] = len(keys)
 			}
-			args = appendHit(args, h, index[h.Key])
+			args = appendHit(args, now, h, index[h.Key])
 		}
 	}
 	return keys, args
 }
 
-func appendHit(args []any, h limiter.Hit, key int) []any {
+func appendHit(args []any, now int64, h limiter.Hit, key int) []any {
 	s := strategies[h.Limit.Algorithm]
 	shadow := 0
 	if h.Shadow {
@@ -77,10 +79,19 @@ func appendHit(args []any, h limiter.Hit, key int) []any {
 	}
 	// What is above the capacity never fits, by however much, and Lua can't tell all of it apart.
 	args = append(args, key, int64(s.code), shadow, min(h.Cost, h.Limit.Capacity()+1))
-	for _, p := range s.params(h.Limit) {
+	for _, p := range s.params(now, h.Limit) {
 		args = append(args, p)
 	}
 	return args
+}
+
+// Stale says whether a reply is that the [Call] was for another time than Redis's, and gives Redis's. Nothing was
+// decided or charged then.
+func Stale(reply any) (now int64, stale bool) {
+	if parts, ok := reply.([]any); ok && len(parts) == 1 {
+		now, stale = parts[0].(int64)
+	}
+	return now, stale
 }
 
 // Verdicts reads the reply to a [Call] of so many hits in all. The verdicts are in the order of the hits.
@@ -106,9 +117,10 @@ func Verdicts(reply []int64, hits int) ([]limiter.Verdict, error) {
 
 // Counter is the state of one counter in process. The zero value is one from which nothing was taken.
 type Counter struct {
-	// Algorithm is the one that wrote State: to any other the counter is as if nothing was taken.
+	// Algorithm is the one that wrote State: to those with states of another layout the counter is as if nothing
+	// was taken.
 	Algorithm limiter.Algorithm
-	// State is the same bytes as in Redis, without the code before them.
+	// State is the same bytes as in Redis, without the layout before them.
 	State []byte
 	// Expires, in microseconds since the Unix epoch, is when the counter can be forgotten.
 	Expires int64
@@ -166,10 +178,11 @@ func (e *Evaluator) keep(now int64, l limiter.Limit, cost int64, c *Counter) lim
 // take leaves the counter's next state in e.next, empty where nothing changes.
 func (e *Evaluator) take(now int64, l limiter.Limit, cost int64, c *Counter) (limiter.Verdict, int64) {
 	var state []byte
-	if c.Algorithm == l.Algorithm && now < c.Expires {
+	s := strategies[l.Algorithm]
+	if strategies[c.Algorithm].layout == s.layout && now < c.Expires {
 		state = c.State
 	}
-	v, next, ttl := strategies[l.Algorithm].Take(e.next[:0], state, now, l, cost)
+	v, next, ttl := s.Take(e.next[:0], state, now, l, cost)
 	e.next = append(e.next[:0], next...)
 	return v, ttl
 }

@@ -12,6 +12,7 @@
 --        (-1 for never), microseconds until there is more. All are 0 for a shadow hit of a refused request.
 --        If it lends, then for each hit that is no shadow a receipt: the state that its charge left, or
 --        nothing where nothing was charged.
+--        Or one number, if the parameters of a hit are not for this time: the time. Then nothing was changed.
 --
 -- All numbers are integers. A script is not undone when it fails, so everything is computed first, and
 -- written last.
@@ -23,14 +24,13 @@ local now = clock[1] * 1000000 + clock[2]
 local args = {}
 for i = 1, #ARGV do args[i] = tonumber(ARGV[i]) end
 
--- What is known of each counter: the code of the strategy that wrote its state, the state, and a time to
--- live if it is to be written.
+-- What is known of each counter: the layout of its state, the state, and a time to live if it is to be written.
 local counters = {}
 
 local function read(index)
   local value = redis.call('GET', KEYS[index])
   if not value then return {} end
-  return {code = string.byte(value), state = string.sub(value, 2)}
+  return {layout = string.byte(value), state = string.sub(value, 2)}
 end
 
 -- Redis runs this text from its start at every call: a rule is made only where a hit needs it.
@@ -49,13 +49,13 @@ local function take(at, cost)
     counters[index] = counter
   end
   local state = nil
-  if counter.code == code then state = counter.state end
+  if counter.layout == layouts[code] then state = counter.state end
   return rule(code)(state, now, cost, unpack(args, at + 4, at + 3 + widths[code]))
 end
 
 local function keep(at, state, ttl)
   if state then
-    counters[args[at]] = {code = args[at + 1], state = state, ttl = ttl}
+    counters[args[at]] = {layout = layouts[args[at + 1]], state = state, ttl = ttl}
   end
 end
 
@@ -110,12 +110,14 @@ while at <= #args do
   at = decide(at + 1, args[at])
 end
 
+if stale then return {now} end
+
 for i = 1, #KEYS do
   local counter = counters[i]
   if counter and counter.ttl then
     -- Rounded down, a counter could be forgotten before it is full again.
     local ttl = string.format('%.0f', ceil(counter.ttl / 1000))
-    redis.call('SET', KEYS[i], string.char(counter.code) .. counter.state, 'PX', ttl)
+    redis.call('SET', KEYS[i], string.char(counter.layout) .. counter.state, 'PX', ttl)
   end
 end
 

@@ -11,10 +11,11 @@ import (
 // tokenBucket admits at most burst + requests/window * t in any time t.
 var tokenBucket = Strategy{
 	code:     1,
+	layout:   1,
 	Validate: validateTokenBucket,
 	Take:     takeTokenBucket,
 	GiveBack: giveBackTokenBucket,
-	params: func(l limiter.Limit) []int64 {
+	params: func(_ int64, l limiter.Limit) []int64 {
 		return []int64{l.Requests, l.Window.Microseconds(), l.Burst}
 	},
 	lua:         `return bucket`,
