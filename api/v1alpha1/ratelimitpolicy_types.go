@@ -642,12 +642,13 @@ type FixedWindow struct {
 	// +optional
 	Window *Window `json:"window,omitempty"`
 
-	// calendar makes days, weeks, months or years the windows. Not supported yet.
+	// calendar makes days, weeks, months or years of a time zone the windows.
 	// +optional
 	Calendar *Calendar `json:"calendar,omitempty"`
 }
 
-// Calendar makes days, weeks, months or years the windows.
+// Calendar makes days, weeks, months or years of a time zone the windows. When its clocks change, a day has 23 or
+// 25 hours.
 type Calendar struct {
 	// unit is Day, Week (from Monday), Month or Year.
 	// +kubebuilder:validation:Enum=Day;Week;Month;Year

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	// The image has no time zones of its own.
+	_ "time/tzdata"
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/zapr"

@@ -13,6 +13,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+	// The image has no time zones of its own.
+	_ "time/tzdata"
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/zapr"

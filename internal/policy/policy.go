@@ -86,12 +86,22 @@ func parameters(s v1alpha1.Strategy) limiter.Limit {
 		return rate(limiter.SlidingWindowRing, s.SlidingWindow.Requests, s.SlidingWindow.Window)
 	case s.LeakyBucket != nil:
 		return rate(limiter.LeakyBucketMeter, s.LeakyBucket.Requests, s.LeakyBucket.Window)
+	case s.FixedWindow.Calendar != nil:
+		return limiter.Limit{
+			Algorithm: limiter.CalendarWindow,
+			Requests:  int64(s.FixedWindow.Requests),
+			Calendar:  calendar(s.FixedWindow.Calendar),
+		}
 	}
 	return rate(limiter.FixedWindow, s.FixedWindow.Requests, *s.FixedWindow.Window)
 }
 
 func rate(a limiter.Algorithm, requests v1alpha1.Requests, w v1alpha1.Window) limiter.Limit {
 	return limiter.Limit{Algorithm: a, Requests: int64(requests), Window: window(w)}
+}
+
+func calendar(c *v1alpha1.Calendar) limiter.Calendar {
+	return limiter.Calendar{Unit: limiter.Unit(c.Unit), TimeZone: cmp.Or(c.TimeZone, "UTC")}
 }
 
 func onFailure(f *v1alpha1.OnStoreFailure) limiter.FailureMode {

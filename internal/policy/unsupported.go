@@ -111,7 +111,6 @@ func (u *uses) strategy(path *field.Path, s v1alpha1.Strategy) {
 		*u = append(*u, field.Forbidden(path.Child("leakyBucket"),
 			"mode Queue, the default, is not supported by this release: set mode: Meter"))
 	}
-	u.field(path.Child("fixedWindow", "calendar"), s.FixedWindow != nil && s.FixedWindow.Calendar != nil)
 	u.field(path.Child("adaptive"), s.Adaptive != nil)
 	u.field(path.Child("concurrency"), s.Concurrency != nil)
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
+	"github.com/weir-dev/weir/internal/limiter"
 )
 
 // Validate gives all that is wrong with the values of a policy. The CRD's schema says the most of it too;
@@ -236,7 +237,17 @@ func (e *errs) strategy(path *field.Path, s v1alpha1.Strategy) {
 		if w.Window != nil {
 			e.window(at.Child("window"), *w.Window)
 		}
+		if w.Calendar != nil {
+			e.calendar(at.Child("calendar"), w.Calendar)
+		}
 	}
+}
+
+func (e *errs) calendar(path *field.Path, c *v1alpha1.Calendar) {
+	units := []string{string(limiter.Day), string(limiter.Week), string(limiter.Month), string(limiter.Year)}
+	e.must(path.Child("unit"), slices.Contains(units, c.Unit), c.Unit, "must be one of "+strings.Join(units, ", "))
+	_, err := calendar(c).Location()
+	e.must(path.Child("timeZone"), err == nil, c.TimeZone, "must be a name of the IANA database, like Europe/Berlin")
 }
 
 func (e *errs) rate(path *field.Path, n v1alpha1.Requests, w v1alpha1.Window) {

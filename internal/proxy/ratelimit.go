@@ -74,8 +74,9 @@ func writeQuotas(h http.Header, quotas []quota) {
 func (q quota) policy() httpsfv.Item {
 	item := httpsfv.NewItem(q.name)
 	item.Params.Add("q", min(q.limit.Requests, maxInteger))
-	// w counts whole seconds. A window that doesn't is better left out than told wrong.
-	if q.limit.Window%time.Second == 0 {
+	// w counts whole seconds, and is one number for all windows. One that doesn't, and days or months that aren't
+	// all as long, are better left out than told wrong.
+	if q.limit.Window > 0 && q.limit.Window%time.Second == 0 {
 		item.Params.Add("w", int64(q.limit.Window/time.Second))
 	}
 	return item

@@ -197,10 +197,14 @@ func describe(id limiter.LimitID) string {
 // rate says how much a limit admits: 100 requests per 1m. A leaky bucket refuses the second one too, if it
 // comes too soon.
 func rate(l limiter.Limit) string {
-	if l.Requests == 1 {
-		return "1 request per " + short(l.Window)
+	window := short(l.Window)
+	if l.Algorithm == limiter.CalendarWindow {
+		window = strings.ToLower(string(l.Calendar.Unit)) + " in " + l.Calendar.TimeZone
 	}
-	s := fmt.Sprintf("%d requests per %s", l.Requests, short(l.Window))
+	if l.Requests == 1 {
+		return "1 request per " + window
+	}
+	s := fmt.Sprintf("%d requests per %s", l.Requests, window)
 	if l.Algorithm == limiter.LeakyBucketMeter {
 		s += ", evenly spaced"
 	}

@@ -91,6 +91,24 @@ func TestARefusalSaysWhichLimitAndHowLong(t *testing.T) {
 				`{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Request cannot be satisfied as assigned quota has been exceeded","status":429,"detail":"Limit per-customer of policy checkout-api admits 100 requests per 1m, evenly spaced; try again in 12 seconds.","violated-policies":["checkout-api/per-customer"]}`),
 		},
 		{
+			"a day of the calendar isn't over", refuses,
+			checkout(func(p *match.Policy) {
+				p.Limits[0].Limit = limiter.Limit{
+					Algorithm: limiter.CalendarWindow, Requests: 100,
+					Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"},
+				}
+			}),
+			crlf("GET / HTTP/1.1", "Host: shop.example", "", ""),
+			crlf("HTTP/1.1 429 Too Many Requests",
+				"Cache-Control: no-store",
+				"Content-Length: 334",
+				"Content-Type: application/problem+json",
+				`Ratelimit: "checkout-api/per-customer";r=0;t=12`,
+				`Ratelimit-Policy: "checkout-api/per-customer";q=100`,
+				"Retry-After: 12", "",
+				`{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Request cannot be satisfied as assigned quota has been exceeded","status":429,"detail":"Limit per-customer of policy checkout-api admits 100 requests per day in Europe/Berlin; try again in 12 seconds.","violated-policies":["checkout-api/per-customer"]}`),
+		},
+		{
 			"the key is missing", admits, checkout(byKey),
 			crlf("GET / HTTP/1.1", "Host: shop.example", "", ""),
 			crlf("HTTP/1.1 429 Too Many Requests",
@@ -286,6 +304,20 @@ func TestQuotas(t *testing.T) {
 			[]limiter.Verdict{{Remaining: 3}},
 			http.Header{
 				"Ratelimit":        {`"checkout-api/per-customer";r=3;t=0`},
+				"Ratelimit-Policy": {`"checkout-api/per-customer";q=100`},
+			},
+		},
+		{
+			"a window of the calendar is not told, for days are not all as long",
+			[]limiter.Hit{hit(func(h *limiter.Hit) {
+				h.Limit = limiter.Limit{
+					Algorithm: limiter.CalendarWindow, Requests: 100,
+					Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"},
+				}
+			})},
+			[]limiter.Verdict{{Remaining: 3, ResetAfter: 23 * time.Hour}},
+			http.Header{
+				"Ratelimit":        {`"checkout-api/per-customer";r=3;t=82800`},
 				"Ratelimit-Policy": {`"checkout-api/per-customer";q=100`},
 			},
 		},
