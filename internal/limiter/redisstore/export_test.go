@@ -38,3 +38,10 @@ func Decide(s *Store, requests [][]limiter.Hit) (remaining []int64, errs []error
 	}
 	return remaining, errs
 }
+
+// Idle says whether no call is under way.
+func Idle(s *Store) bool {
+	s.batcher.mu.Lock()
+	defer s.batcher.mu.Unlock()
+	return s.batcher.flights == 0
+}

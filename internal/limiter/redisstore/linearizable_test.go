@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redisstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/redisstore"
+	"github.com/weir-dev/weir/internal/limiter/storetest"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
+	"github.com/weir-dev/weir/internal/redistest"
+)
+
+const (
+	// A history has phases, between which the clock moves, and in each phase every client makes some requests.
+	clients, phases, requestsEach = 16, 10, 8
+	// pairs of counters are hit one of the two or both: at most 500 requests see the same counter.
+	pairs = 4
+	// hasty is the share of the requests that are given up after next to no time, if there is no answer yet.
+	hasty = 0.015
+)
+
+// TestLinearizable has clients make requests at once, some of which are given up, and looks for an order in
+// which the Go twins decide them alike. Those that were given up may have been decided, or not.
+func TestLinearizable(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client(t)
+	names := strategy.Names()
+	asked, givenUp := 0, 0
+	for n := range times(20, 200) {
+		mix := []limiter.Algorithm{names[n%len(names)], names[(n+n/len(names))%len(names)]}
+		t.Run(fmt.Sprintf("history %d of %s and %s has an order", n, mix[0], mix[1]), func(t *testing.T) {
+			r := newRehearsal(t, server, redisstore.NewOf(client, onClock(strategy.Script)), mix)
+			operations := r.run(t)
+			if result := check(operations); result != porcupine.Ok {
+				t.Errorf("seed %d: the history is %s", r.seed, result)
+			}
+			asked += len(operations)
+			for _, o := range operations {
+				if o.Return == never {
+					givenUp++
+				}
+			}
+		})
+	}
+	if givenUp == 0 || givenUp > asked/20 {
+		t.Errorf("%d of %d requests were given up, not some, and at most 5 per cent", givenUp, asked)
+	}
+	t.Logf("%d of %d requests were given up", givenUp, asked)
+}
+
+// TestBrokenHistoriesAreFound says that there is no order where the store is broken.
+func TestBrokenHistoriesAreFound(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client(t)
+	forgetful := strings.Replace(strategy.Script, "{code = args[at + 1], state = state, ttl = ttl}",
+		"{ttl = ttl, code = args[at + 1], state = counters[args[at]].state or state}", 1)
+	stores := map[string]*redisstore.Store{
+		"a batch that doesn't see its own charges": redisstore.NewOf(client, onClock(forgetful)),
+		"a client that sends its calls twice":      redisstore.NewOf(repeating{client}, onClock(strategy.Script)),
+	}
+	for name, store := range stores {
+		t.Run(name+" is found", func(t *testing.T) {
+			r := newRehearsal(t, server, store, []limiter.Algorithm{limiter.TokenBucket, limiter.FixedWindow})
+			if result := check(r.run(t)); result != porcupine.Illegal {
+				t.Errorf("seed %d: the history is %s", r.seed, result)
+			}
+		})
+	}
+}
+
+// repeating is a client that can't wait for an answer before it asks again.
+type repeating struct{ redis.Scripter }
+
+func (r repeating) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	r.Scripter.EvalSha(ctx, sha, keys, args...)
+	return r.Scripter.EvalSha(ctx, sha, keys, args...)
+}
+
+// never is when a request returns that was given up: what it does can show at any time.
+const never = math.MaxInt64
+
+// asking is the input of an operation.
+type asking struct {
+	phase int
+	now   int64
+	// pair is which counters may be hit, and hits those that are.
+	pair int
+	hits []limiter.Hit
+}
+
+// rehearsal makes a history.
+type rehearsal struct {
+	seed   uint64
+	random *rand.Rand
+	server *redistest.Server
+	store  *redisstore.Store
+	// limits are of the counters, two for each pair.
+	limits [2 * pairs]limiter.Limit
+	// order gives the calls and returns their places.
+	order atomic.Int64
+
+	mu         sync.Mutex
+	operations []porcupine.Operation
+}
+
+func newRehearsal(t *testing.T, server *redistest.Server, store *redisstore.Store, mix []limiter.Algorithm) *rehearsal {
+	t.Helper()
+	if err := server.Client(t).FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	r := &rehearsal{seed: rand.Uint64(), server: server, store: store}
+	r.random = rand.New(rand.NewPCG(r.seed, 0))
+	for i := range r.limits {
+		r.limits[i] = limiter.Limit{
+			Algorithm: mix[i%2],
+			Requests:  5 + r.random.Int64N(30),
+			Window:    time.Second * time.Duration(1+r.random.IntN(10)),
+			Burst:     5 + r.random.Int64N(30),
+		}
+	}
+	return r
+}
+
+// run gives a history. In the second phase and in the seventh, Redis stops until all clients have given up.
+func (r *rehearsal) run(t *testing.T) []porcupine.Operation {
+	t.Helper()
+	client := r.server.Client(t)
+	now := storetest.Epoch.UnixMicro()
+	for phase := range phases {
+		if err := client.Set(t.Context(), "clock", now, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if phase == 1 || phase == 6 {
+			r.stall(t, phase, now)
+		}
+		r.together(func(id int, random *rand.Rand) {
+			for range requestsEach {
+				patience := time.Minute
+				if random.Float64() < hasty {
+					patience = time.Duration(random.IntN(300)) * time.Microsecond
+				}
+				r.ask(t, id, patience, r.request(random, phase, now))
+			}
+		})
+		// What was given up can still be under way, and must not see the next phase's clock.
+		for !redisstore.Idle(r.store) {
+			runtime.Gosched()
+		}
+		now += r.step(now)
+	}
+	return r.operations
+}
+
+// stall has every client give up a request, of which Redis finds some when it goes on.
+func (r *rehearsal) stall(t *testing.T, phase int, now int64) {
+	t.Helper()
+	if err := r.server.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	r.together(func(id int, random *rand.Rand) {
+		r.ask(t, id, 5*time.Millisecond, r.request(random, phase, now))
+	})
+	if err := r.server.Resume(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// together has all clients act at once, each by random numbers of its own.
+func (r *rehearsal) together(act func(id int, random *rand.Rand)) {
+	var wg sync.WaitGroup
+	for id := range clients {
+		random := rand.New(rand.NewPCG(r.random.Uint64(), 0))
+		wg.Go(func() { act(id, random) })
+	}
+	wg.Wait()
+}
+
+// request makes up a request for one counter of a pair, or for both.
+func (r *rehearsal) request(random *rand.Rand, phase int, now int64) asking {
+	a := asking{phase: phase, now: now, pair: random.IntN(pairs)}
+	both, one := random.IntN(2) == 0, random.IntN(2)
+	for i := range 2 {
+		if both || i == one {
+			n := 2*a.pair + i
+			a.hits = append(a.hits, limiter.Hit{Key: fmt.Sprint("counter", n), Limit: r.limits[n], Cost: random.Int64N(4)})
+		}
+	}
+	return a
+}
+
+// ask makes one request, and writes down what came of it.
+func (r *rehearsal) ask(t *testing.T, id int, patience time.Duration, a asking) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	o := porcupine.Operation{ClientId: id, Input: a, Call: r.order.Add(1)}
+	verdicts, err := r.store.Take(ctx, a.hits)
+	o.Output, o.Return = verdicts, r.order.Add(1)
+	if err != nil {
+		o.Return = never
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.operations = append(r.operations, o)
+}
+
+// step is how far the clock goes: half of the time to where a window ends, or beside it, and now and then back.
+func (r *rehearsal) step(now int64) int64 {
+	window := r.limits[r.random.IntN(len(r.limits))].Window.Microseconds()
+	switch r.random.IntN(6) {
+	case 0, 1, 2:
+		return window - now%window + r.random.Int64N(3) - 1
+	case 3:
+		return -r.random.Int64N(2_000_000)
+	}
+	return r.random.Int64N(window)
+}
+
+// check looks for an order of a history.
+func check(history []porcupine.Operation) porcupine.CheckResult {
+	return porcupine.CheckOperationsTimeout(porcupine.Model{
+		Partition: byPair,
+		Init:      func() any { return situation{} },
+		Step: func(state, input, output any) (bool, any) {
+			return state.(situation).step(input.(asking), output.([]limiter.Verdict))
+		},
+	}, history, time.Minute)
+}
+
+func byPair(history []porcupine.Operation) [][]porcupine.Operation {
+	parts := make([][]porcupine.Operation, pairs)
+	for _, o := range history {
+		pair := o.Input.(asking).pair
+		parts[pair] = append(parts[pair], o)
+	}
+	return parts
+}
+
+// situation is what the model knows: in which phase the last request was decided, and a pair of counters.
+type situation struct {
+	phase  int
+	states [2]string
+}
+
+// step decides one request by the Go twins, and says whether that is what it was answered. No verdicts are
+// those of a request that was given up.
+func (s situation) step(a asking, verdicts []limiter.Verdict) (bool, any) {
+	if verdicts == nil && a.phase < s.phase {
+		// Its phase is over: it has not been decided at all.
+		return true, s
+	}
+	s.phase = a.phase
+	counters := make([]*strategy.Counter, len(a.hits))
+	for i, h := range a.hits {
+		// On this clock nothing expires.
+		counters[i] = &strategy.Counter{Algorithm: h.Limit.Algorithm, State: []byte(s.states[place(h)]), Expires: math.MaxInt64}
+	}
+	var e strategy.Evaluator
+	want := e.Decide(a.now, a.hits, counters)
+	for i, h := range a.hits {
+		s.states[place(h)] = string(counters[i].State)
+	}
+	return verdicts == nil || slices.Equal(want, verdicts), s
+}
+
+// place is where in its pair the counter of a hit is.
+func place(h limiter.Hit) int {
+	return int(h.Key[len(h.Key)-1]-'0') % 2
+}
