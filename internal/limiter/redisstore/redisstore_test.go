@@ -229,6 +229,42 @@ func TestSpoiledCounters(t *testing.T) {
 	}
 }
 
+// deaf is a client that makes its calls, and never hears the answers.
+type deaf struct {
+	redis.Scripter
+	err error
+}
+
+func (d deaf) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	cmd := d.Scripter.EvalSha(ctx, sha, keys, args...)
+	cmd.SetErr(d.err)
+	return cmd
+}
+
+func TestNothingIsSentTwice(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	hit := limiter.Hit{Limit: limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 100, Window: 8784 * time.Hour}, Cost: 1}
+	store := redisstore.New(client)
+	hit.Key = "known" // From here on Redis knows the script.
+	take(t, store, hit)
+	for reason, err := range map[string]error{"timeout": os.ErrDeadlineExceeded, "unreachable": io.EOF, "other": errors.New("whatever")} {
+		t.Run("a batch whose answer is lost is charged once: "+reason, func(t *testing.T) {
+			hit.Key = reason
+			_, errs := redisstore.Decide(redisstore.New(deaf{client, err}), batchOf(hit, 10))
+			for _, err := range errs {
+				if got := redisstore.Reason(err); got != reason {
+					t.Errorf("the reason is %q: %v", got, err)
+				}
+			}
+			peek := hit
+			peek.Cost = 0
+			if v := take(t, store, peek); v.Remaining != 90 {
+				t.Errorf("%d remain, not 90", v.Remaining)
+			}
+		})
+	}
+}
+
 func TestReason(t *testing.T) {
 	server := redistest.Start(t)
 	ctx, client := t.Context(), server.Client(t)
