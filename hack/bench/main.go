@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures limiters that count in Redis, side by side on one redis-server, and prints tables.
+//
+// They take turns in short rounds, so that whatever else the machine does falls on all of them, and each figure
+// is the median of its rounds. It is a module of its own, to keep the others out of ours.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/weir-dev/weir/internal/redistest"
+)
+
+// callers are how many goroutines ask at once.
+var callers = []int{1, 4, 16, 64, 256}
+
+// yardstick is the contestant that the others are compared with.
+const yardstick = "redis_rate"
+
+func main() {
+	rounds := flag.Int("rounds", 5, "how many rounds each figure is the median of")
+	length := flag.Duration("length", 300*time.Millisecond, "how long a contestant is measured in a round")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Stdout, *rounds, *length); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, out io.Writer, rounds int, length time.Duration) error {
+	dir, err := os.MkdirTemp("", "weir-bench")
+	if err != nil {
+		return fmt.Errorf("making a folder for Redis: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	server, err := redistest.Launch(dir)
+	if err != nil {
+		return err
+	}
+	defer server.Kill()
+	entrants, err := enter(ctx, server)
+	if err != nil {
+		return err
+	}
+	b := &bench{entrants: entrants, length: length, redis: redis.NewClient(&redis.Options{Addr: server.Addr})}
+	for _, keys := range []int{10_000, 10} {
+		results, err := b.compare(ctx, keys, rounds)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "\n%d keys, medians of %d rounds of %s\n\n", keys, rounds, length)
+		printTable(out, entrants, results)
+	}
+	return nil
+}
+
+// bench measures its entrants in turns.
+type bench struct {
+	entrants []entrant
+	length   time.Duration
+	redis    *redis.Client
+}
+
+// slot is one row of a table.
+type slot struct {
+	callers int
+	name    string
+}
+
+// compare measures all entrants with so many keys, at every number of callers.
+func (b *bench) compare(ctx context.Context, keys, rounds int) (map[slot]figures, error) {
+	measured := map[slot][]figures{}
+	for range rounds {
+		for _, n := range callers {
+			for _, e := range b.entrants {
+				f, err := b.measure(ctx, e, n, e.keys[:keys])
+				if err != nil {
+					return nil, fmt.Errorf("measuring %s with %d callers: %w", e.name, n, err)
+				}
+				measured[slot{n, e.name}] = append(measured[slot{n, e.name}], f)
+			}
+		}
+	}
+	medians := map[slot]figures{}
+	for s, all := range measured {
+		medians[s] = medianOf(all)
+	}
+	return medians, nil
+}
+
+func medianOf(all []figures) figures {
+	return figures{
+		rate:    median(all, func(f figures) float64 { return f.rate }),
+		p50:     median(all, func(f figures) float64 { return f.p50 }),
+		p99:     median(all, func(f figures) float64 { return f.p99 }),
+		busy:    median(all, func(f figures) float64 { return f.busy }),
+		undone:  median(all, func(f figures) float64 { return f.undone }),
+		refused: median(all, func(f figures) float64 { return f.refused }),
+	}
+}
+
+func median(all []figures, of func(figures) float64) float64 {
+	var values []float64
+	for _, f := range all {
+		values = append(values, of(f))
+	}
+	slices.Sort(values)
+	return values[len(values)/2]
+}
+
+func printTable(out io.Writer, entrants []entrant, results map[slot]figures) {
+	fmt.Fprintln(out, "| callers | limiter | decisions/s | of redis_rate's | p50 us | p99 us | Redis CPU us | refused | failed |")
+	fmt.Fprintln(out, "|---:|---|---:|---:|---:|---:|---:|---:|---:|")
+	for _, n := range callers {
+		base := results[slot{n, yardstick}].rate
+		for _, e := range entrants {
+			f := results[slot{n, e.name}]
+			fmt.Fprintf(out, "| %d | %s | %.0f | %.2f | %.0f | %.0f | %.2f | %.0f%% | %.1f%% |\n",
+				n, e.name, f.rate, f.rate/base, f.p50, f.p99, f.busy, 100*f.refused, 100*f.undone)
+		}
+	}
+}
