@@ -6,7 +6,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 VERSION ?= $(shell git -c safe.directory="*" describe --tags --always --dirty 2>/dev/null || echo unknown)
-MODULES := . hack/tools/controlplane hack/tools/generate hack/tools/helm hack/tools/lint
+MODULES := . hack/bench hack/tools/controlplane hack/tools/generate hack/tools/helm hack/tools/lint
 
 # One set of flags for all, so that the demo and the tests find in the compiler's cache what the builds left.
 # The version is stamped by us, and git may not trust the folder that CI cloned into.
@@ -90,6 +90,18 @@ define TEST
 	set -x; go test -count=1 -json $(2) | tee .ci/out/$(1).json | go run ./hack/testsum $(1)
 endef
 
+.PHONY: test-long
+test-long: ## Run for longer what is random, and plant faults: takes about half an hour
+	@hack/test-long.sh
+
+.PHONY: mutation
+mutation: ## Plant faults, one by one, and demand that the tests find each of them
+	@redis=$$(hack/redis.sh); REDIS_SERVER=$$redis go run ./hack/mutate
+
+.PHONY: bench
+bench: ## Measure decisions in Redis, side by side with other limiters
+	@redis=$$(hack/redis.sh); REDIS_SERVER=$$redis go -C hack/bench run .
+
 .PHONY: tools
 tools: ## Get every tool that is not there yet: builds them, and installs redis-server
 	@hack/redis.sh
@@ -98,7 +110,7 @@ tools: ## Get every tool that is not there yet: builds them, and installs redis-
 
 .PHONY: lint
 lint: ## Lint the Go code
-	@golangci_lint=$$(hack/tool.sh golangci-lint); set -x; $$golangci_lint run
+	@golangci_lint=$$(hack/tool.sh golangci-lint); set -x; $$golangci_lint run; cd hack/bench; $$golangci_lint run
 
 .PHONY: verify
 verify: ## Generate, format and tidy anew, and fail if that changed a file

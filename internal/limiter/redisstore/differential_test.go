@@ -27,14 +27,14 @@ func TestRedisAndGoAgree(t *testing.T) {
 	for _, algorithm := range strategy.Names() {
 		t.Run(fmt.Sprint(algorithm, " decides alike in Redis and in Go"), func(t *testing.T) {
 			h := newHistory(rand.Uint64(), algorithm)
-			if diff := h.diff(t, client, strategy.Script, 20_000); diff != "" {
+			if diff := h.diff(t, client, strategy.Script, times(20_000, 1_000_000)); diff != "" {
 				t.Error(diff)
 			}
 		})
 	}
 	t.Run("all algorithms decide alike on the same keys", func(t *testing.T) {
 		h := newHistory(rand.Uint64(), strategy.Names()...)
-		if diff := h.diff(t, client, strategy.Script, 5_000); diff != "" {
+		if diff := h.diff(t, client, strategy.Script, times(5_000, 1_000_000)); diff != "" {
 			t.Error(diff)
 		}
 	})
