@@ -49,6 +49,7 @@ var contestants = []struct {
 	open func(ctx context.Context, server *redistest.Server) (decide, error)
 }{
 	{"weir", openWeir},
+	{"weir, no deny cache", openWeirStore},
 	{yardstick, openRedisRate},
 	{"throttled", openThrottled},
 	{"ulule/limiter", openUlule},
@@ -78,11 +79,31 @@ func pool(server *redistest.Server) *redis.Client {
 
 // openWeir opens what the sidecar does.
 func openWeir(_ context.Context, server *redistest.Server) (decide, error) {
+	store, err := weirStore(server)
+	if err != nil {
+		return nil, err
+	}
+	return decideIn(guard.DenyCache(store)), nil
+}
+
+// openWeirStore leaves out what keeps refusals from Redis, so that every decision is one of Redis.
+func openWeirStore(_ context.Context, server *redistest.Server) (decide, error) {
+	store, err := weirStore(server)
+	if err != nil {
+		return nil, err
+	}
+	return decideIn(store), nil
+}
+
+func weirStore(server *redistest.Server) (limiter.Store, error) {
 	client, err := redisclient.OpenCounting(server.URL())
 	if err != nil {
 		return nil, err
 	}
-	store := guard.Breaker(guard.Deadline(redisstore.New(client), budget), redisstore.Unanswered)
+	return guard.Breaker(guard.Deadline(redisstore.New(client), budget), redisstore.Unanswered), nil
+}
+
+func decideIn(store limiter.Store) decide {
 	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: requests, Window: time.Second, Burst: requests}
 	return func(ctx context.Context, key string) (bool, error) {
 		verdicts, err := store.Take(ctx, []limiter.Hit{{Key: key, Limit: l, Cost: 1}})
@@ -90,7 +111,7 @@ func openWeir(_ context.Context, server *redistest.Server) (decide, error) {
 			return false, err
 		}
 		return verdicts[0].Allowed, nil
-	}, nil
+	}
 }
 
 func openRedisRate(_ context.Context, server *redistest.Server) (decide, error) {

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command mutate plants faults in the code that counts, one after the other, and says which of them the tests
-// find. It fails if one survives, or can't be planted any more. The work tree stays as it is: the go command
-// is given other contents for the files.
+// find. It fails if one survives, or can't be planted any more. It works on a copy: the work tree stays as it is.
 package main
 
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -47,9 +46,12 @@ func run(ctx context.Context, out io.Writer, only string) error {
 	}
 	dir, err := os.MkdirTemp("", "weir-mutate")
 	if err != nil {
-		return fmt.Errorf("making a folder for the faults: %w", err)
+		return fmt.Errorf("making a folder for the copy: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	if err := copyTo(dir); err != nil {
+		return err
+	}
 	if by, err := (fault{tests: all()}).plant(ctx, dir); err != nil {
 		return fmt.Errorf("running the tests without a fault: %w", err)
 	} else if by != "" {
@@ -90,16 +92,47 @@ func all() []string {
 	return slices.Compact(packages)
 }
 
-// plant runs the tests with the fault, and gives the name of one that fails. It is empty if none does.
-func (f fault) plant(ctx context.Context, dir string) (string, error) {
-	overlay, err := f.overlay(dir)
+// copyTo copies all that the packages with faults are made of.
+func copyTo(dir string) error {
+	for _, folder := range []string{"api", "internal"} {
+		if err := os.CopyFS(filepath.Join(dir, folder), os.DirFS(folder)); err != nil {
+			return fmt.Errorf("copying %s: %w", folder, err)
+		}
+	}
+	return write(dir, "go.mod", "go.sum")
+}
+
+// write writes files of the work tree into the copy, as they are.
+func write(dir string, paths ...string) error {
+	for _, path := range paths {
+		b, err := os.ReadFile(path) //nolint:gosec // The paths are those of the table.
+		if err != nil {
+			return fmt.Errorf("copying: %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, path), b, 0o600); err != nil { //nolint:gosec // As are these.
+			return fmt.Errorf("copying: %w", err)
+		}
+	}
+	return nil
+}
+
+// plant runs the tests with the fault in the copy, and gives the name of one that fails. It is empty if none
+// does. The copy is then as it was.
+func (f fault) plant(ctx context.Context, dir string) (by string, err error) {
+	contents, err := f.contents()
 	if err != nil {
 		return "", err
 	}
-	if said, err := test(ctx, f.tests, "-overlay", overlay, "-run", "^$"); err != nil {
+	for path, text := range contents {
+		if err := os.WriteFile(filepath.Join(dir, path), []byte(text), 0o600); err != nil {
+			return "", fmt.Errorf("changing the copy: %w", err)
+		}
+	}
+	defer func() { err = errors.Join(err, write(dir, slices.Collect(maps.Keys(contents))...)) }()
+	if said, err := test(ctx, dir, f.tests, "-run", "^$"); err != nil {
 		return "", fmt.Errorf("compiling it: %w\n%s", err, said)
 	}
-	said, err := test(ctx, f.tests, "-overlay", overlay, "-failfast", "-skip", untold)
+	said, err := test(ctx, dir, f.tests, "-failfast", "-skip", untold)
 	if ctx.Err() != nil {
 		return "", ctx.Err()
 	}
@@ -109,10 +142,12 @@ func (f fault) plant(ctx context.Context, dir string) (string, error) {
 	return culprit(said), nil
 }
 
-// test runs the tests of some packages, and gives what they said.
-func test(ctx context.Context, packages []string, flags ...string) ([]byte, error) {
+// test runs the tests of some packages of the copy, and gives what they said.
+func test(ctx context.Context, dir string, packages []string, flags ...string) ([]byte, error) {
 	args := append([]string{"test", "-count=1", "-timeout", patience.String()}, flags...)
-	return exec.CommandContext(ctx, "go", append(args, packages...)...).CombinedOutput() //nolint:gosec // The arguments are those of the table.
+	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...) //nolint:gosec // The arguments are those of the table.
+	cmd.Dir = dir
+	return cmd.CombinedOutput()
 }
 
 var failed = regexp.MustCompile(`--- FAIL: (\S+)`)
@@ -131,32 +166,6 @@ func culprit(said []byte) string {
 		}
 	}
 	return longest
-}
-
-// overlay writes the changed files, and what tells the go command to read them in place of the others.
-func (f fault) overlay(dir string) (string, error) {
-	contents, err := f.contents()
-	if err != nil {
-		return "", err
-	}
-	replace := map[string]string{}
-	for path, text := range contents {
-		original, err := filepath.Abs(path)
-		if err != nil {
-			return "", fmt.Errorf("finding %s: %w", path, err)
-		}
-		changed := filepath.Join(dir, strings.ReplaceAll(path, "/", "_"))
-		if err := os.WriteFile(changed, []byte(text), 0o600); err != nil {
-			return "", fmt.Errorf("writing %s: %w", path, err)
-		}
-		replace[original] = changed
-	}
-	b, err := json.Marshal(map[string]any{"Replace": replace})
-	if err != nil {
-		return "", fmt.Errorf("writing the overlay: %w", err)
-	}
-	overlay := filepath.Join(dir, "overlay.json")
-	return overlay, os.WriteFile(overlay, b, 0o600)
 }
 
 // contents gives the files as they are with the fault, by their paths.
