@@ -121,12 +121,11 @@ var faults = []fault{
 		{store, "len(requests) > 1 && spoiled(err)", "len(requests) > 1"},
 	}, redisStore},
 	{"a call that is sent again after silence", []edit{
-		{store, `if err != nil {
-		return nil, fmt.Errorf("taking from Redis: %w", err)`, `if err != nil && Unanswered(err) {
-		reply, err = s.script.Run(context.Background(), s.client, keys, args...).Int64Slice()
+		{store, "cmd := s.script.Run(context.Background(), s.client, keys, args...)\n", `cmd := s.script.Run(context.Background(), s.client, keys, args...)
+	if Unanswered(cmd.Err()) {
+		cmd = s.script.Run(context.Background(), s.client, keys, args...)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("taking from Redis: %w", err)`},
+`},
 	}, redisStore},
 	{"a client that sends again what was not answered", []edit{
 		{client, "withoutURL(err))\n\t}\n\to.MaxRetries = -1", "withoutURL(err))\n\t}\n\to.MaxRetries = 3"},
