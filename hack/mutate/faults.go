@@ -70,8 +70,8 @@ var faults = []fault{
 		{bucket, "max(0, now-last)", "math.Abs(now - last)"},
 	}, rules},
 	{"a fixed window that counts twice when the clock steps back", []edit{
-		{fixedWindow, "stored - window - now <= GRACE", "stored - window - now < 0"},
-		{fixedWindow, "stored-float64(window)-now <= grace", "stored-float64(window)-now < 0"},
+		{fixedWindow, "stored <= latest then finish = stored end", "stored < 0 then finish = stored end"},
+		{fixedWindow, "stored > finish && stored <= latest {", "stored > finish && stored < 0 {"},
 	}, rules},
 	{"a fixed window that starts anew when it is edited", []edit{
 		{fixedWindow, "count = taken\n      -- A clock", "count = stored == finish and taken or 0\n      -- A clock"},
@@ -121,10 +121,11 @@ var faults = []fault{
 		{store, "len(requests) > 1 && spoiled(err)", "len(requests) > 1"},
 	}, redisStore},
 	{"a call that is sent again after silence", []edit{
-		{store, "cmd := s.script.Run(context.Background(), s.client, keys, args...)\n", `cmd := s.script.Run(context.Background(), s.client, keys, args...)
+		{store, "return s.script.Run(context.Background(), s.client, keys, args...)\n", `cmd := s.script.Run(context.Background(), s.client, keys, args...)
 	if Unanswered(cmd.Err()) {
 		cmd = s.script.Run(context.Background(), s.client, keys, args...)
 	}
+	return cmd
 `},
 	}, redisStore},
 	{"a client that sends again what was not answered", []edit{

@@ -68,8 +68,12 @@ func TestLinearizable(t *testing.T) {
 func TestBrokenHistoriesAreFound(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client(t)
-	forgetful := strings.Replace(strategy.Script, "{code = args[at + 1], state = state, ttl = ttl}",
-		"{ttl = ttl, code = args[at + 1], state = counters[args[at]].state or state}", 1)
+	const kept = "counters[args[at]] = {layout = layouts[args[at + 1]], state = state, ttl = ttl}"
+	if strings.Count(strategy.Script, kept) != 1 {
+		t.Fatalf("the script has %q not once", kept)
+	}
+	forgetful := strings.Replace(strategy.Script, kept,
+		"counters[args[at]] = {layout = layouts[args[at + 1]], state = counters[args[at]].state or state, ttl = ttl}", 1)
 	stores := map[string]*redisstore.Store{
 		"a batch that doesn't see its own charges": redisstore.NewOf(client, onClock(forgetful)),
 		"a client that sends its calls twice":      redisstore.NewOf(repeating{client}, onClock(strategy.Script)),
@@ -132,6 +136,7 @@ func newRehearsal(t *testing.T, server *redistest.Server, store *redisstore.Stor
 			Requests:  5 + r.random.Int64N(30),
 			Window:    time.Second * time.Duration(1+r.random.IntN(10)),
 			Burst:     5 + r.random.Int64N(30),
+			Calendar:  limiter.Calendar{Unit: limiter.Day, TimeZone: "UTC"},
 		}
 	}
 	return r
