@@ -174,6 +174,20 @@ func send(t *testing.T, clients, requestsEach int, apiKey string) playground.Tal
 	return total
 }
 
+// admitsExactly demands that so many requests are admitted from now on, and no more. When counts are lost, a
+// sidecar goes on for half a second to refuse what it has been refused.
+func admitsExactly(t *testing.T, limit int) {
+	t.Helper()
+	admitted := 0
+	eventually(t, patience, fmt.Sprintf("%d requests are admitted", limit), func() bool {
+		admitted += send(t, 2, 5, "").Allowed
+		return admitted >= limit
+	})
+	if admitted += send(t, 2, 10, "").Allowed; admitted != limit {
+		t.Errorf("%d requests were admitted, not %d", admitted, limit)
+	}
+}
+
 // eventually waits for something to come true.
 func eventually(t *testing.T, within time.Duration, what string, come func() bool) {
 	t.Helper()
