@@ -141,13 +141,6 @@ func checkAddress(s string) error {
 	return nil
 }
 
-func (o options) configRedisOrRedis() string {
-	if o.configRedis != "" {
-		return o.configRedis
-	}
-	return o.redis
-}
-
 // pair finds the upstream of each listener.
 func pair(listen, upstream list) ([]route, error) {
 	urls := map[string]*url.URL{}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -127,7 +128,7 @@ func (s *sidecar) joinCluster() error {
 	if err != nil {
 		return err
 	}
-	configs, err := s.openRedis("--config-redis", o.configRedisOrRedis(), redisclient.Open)
+	configs, err := s.openRedis("--config-redis", cmp.Or(o.configRedis, o.redis), redisclient.Open)
 	if err != nil {
 		return err
 	}
