@@ -91,6 +91,7 @@ func TestBreaker(t *testing.T) {
 			}()
 		}
 		time.Sleep(budget)
+		synctest.Wait()
 	})
 	run("after five failures and a probe nobody waits, and everybody knows why", func(t *testing.T, p *patient, take func() error) {
 		p.err, p.delay = errSilent, budget
