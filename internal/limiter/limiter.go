@@ -22,22 +22,30 @@ const (
 	FixedWindow              Algorithm = "FixedWindow"
 	CalendarWindow           Algorithm = "CalendarWindow"
 	SlidingWindowRing        Algorithm = "SlidingWindowRing"
+	SlidingWindowLog         Algorithm = "SlidingWindowLog"
 	SlidingWindowApproximate Algorithm = "SlidingWindowApproximate"
 	LeakyBucketMeter         Algorithm = "LeakyBucketMeter"
+	LeakyBucketQueue         Algorithm = "LeakyBucketQueue"
+	Concurrency              Algorithm = "Concurrency"
 )
 
 // Limit says how much is allowed.
 type Limit struct {
 	Algorithm Algorithm `json:"algorithm"`
-	// Requests per window: 100 with a window of a minute is 100 a minute.
+	// Requests per window: 100 with a window of a minute is 100 a minute. Of Concurrency it is how many may be
+	// under way at a time.
 	Requests int64 `json:"requests"`
 	// Window is a whole number of microseconds, from 10 ms to 8784 h. In JSON it is nanoseconds.
-	// CalendarWindow has none.
+	// CalendarWindow has none. Of Concurrency it is how long a permit lasts that nobody renews.
 	Window time.Duration `json:"window,omitempty"`
 	// Calendar has the windows of CalendarWindow; other algorithms ignore it.
 	Calendar Calendar `json:"calendar,omitzero"`
 	// Burst is the capacity of a token bucket; other algorithms ignore it.
 	Burst int64 `json:"burst,omitempty"`
+	// MaxDelay is the longest that LeakyBucketQueue has a request wait, a whole number of microseconds, and
+	// MaxQueue how many can wait at a time; other algorithms ignore both.
+	MaxDelay time.Duration `json:"maxDelay,omitempty"`
+	MaxQueue int64         `json:"maxQueue,omitempty"`
 }
 
 // Capacity is the most that a single request can ever cost: the burst of a token bucket, the requests of
@@ -99,6 +107,17 @@ type Verdict struct {
 	// ResetAfter is how long Remaining has to last: the end of a fixed window, the time in which a bucket
 	// gains as much again (one token, when nothing is left), the time until a sliding window has more.
 	ResetAfter time.Duration
+	// Wait is how long the request has to be held before it may go on, from when the verdict is there: until its
+	// slot in a queue. Zero for all other algorithms.
+	Wait time.Duration
+	// Receipt is what [Store.Refund] and [Store.Renew] need to know of the charge.
+	Receipt int64
+}
+
+// Charge is a hit that was charged, and the receipt for it.
+type Charge struct {
+	Hit     Hit
+	Receipt int64
 }
 
 // Never is the RetryAfter of a request that will not fit however long it waits.
@@ -117,6 +136,16 @@ type Store interface {
 	// Take returns as soon as ctx is done, whatever it waits for. What it has begun may go on, so after an
 	// error the hits must not be changed. Take is safe for concurrent use.
 	Take(ctx context.Context, hits []Hit) ([]Verdict, error)
+	// Refund gives back charges of different keys, because what was admitted didn't take place, or is over: a
+	// slot in a queue that nobody waits for any more, a permit that isn't used any more. It never gives more than
+	// was taken, and nothing that would let more through than if it had not been taken: what doesn't count any
+	// more stays as it is. A charge must not be refunded twice.
+	//
+	// After an error a charge may or may not be refunded; it counts until it expires, and no longer.
+	Refund(ctx context.Context, charges []Charge) error
+	// Renew makes permits of Concurrency, each of a key of its own, last for another window from now. A permit
+	// that has expired stays so.
+	Renew(ctx context.Context, charges []Charge) error
 }
 
 // ErrInvalid is wrapped by the error for a request that no store can decide: an unknown algorithm, a
