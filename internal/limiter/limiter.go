@@ -136,14 +136,14 @@ type Store interface {
 	// Take returns as soon as ctx is done, whatever it waits for. What it has begun may go on, so after an
 	// error the hits must not be changed. Take is safe for concurrent use.
 	Take(ctx context.Context, hits []Hit) ([]Verdict, error)
-	// Refund gives back charges of different keys, because what was admitted didn't take place, or is over: a
+	// Refund gives back charges, because what was admitted didn't take place, or is over: a
 	// slot in a queue that nobody waits for any more, a permit that isn't used any more. It never gives more than
 	// was taken, and nothing that would let more through than if it had not been taken: what doesn't count any
 	// more stays as it is. A charge must not be refunded twice.
 	//
 	// After an error a charge may or may not be refunded; it counts until it expires, and no longer.
 	Refund(ctx context.Context, charges []Charge) error
-	// Renew makes permits of Concurrency, each of a key of its own, last for another window from now. A permit
+	// Renew makes permits of Concurrency last for another window from now. A permit
 	// that has expired stays so.
 	Renew(ctx context.Context, charges []Charge) error
 }

@@ -101,7 +101,35 @@ func (s *Store) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict
 	for i := range hits {
 		s.found = append(s.found, s.find(now, hits, i))
 	}
-	return s.evaluator.Decide(now, hits, s.found), nil
+	verdicts := make([]limiter.Verdict, len(hits))
+	s.evaluator.Decide(now, hits, s.found, verdicts)
+	return verdicts, nil
+}
+
+// Refund implements [limiter.Store].
+func (s *Store) Refund(ctx context.Context, charges []limiter.Charge) error {
+	return s.amend(ctx, charges, false)
+}
+
+// Renew implements [limiter.Store].
+func (s *Store) Renew(ctx context.Context, charges []limiter.Charge) error {
+	return s.amend(ctx, charges, true)
+}
+
+func (s *Store) amend(ctx context.Context, charges []limiter.Charge, renew bool) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now().UnixMicro()
+	for i := range charges {
+		h := &charges[i].Hit
+		if c, ok := s.counters[s.name(h.Key)]; ok {
+			s.evaluator.Amend(now, h, &c.Counter, charges[i].Receipt, renew)
+		}
+	}
+	return nil
 }
 
 // find gives the counter of hits[i], a new one if need be.

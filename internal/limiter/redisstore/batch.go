@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
 const (
@@ -27,7 +28,7 @@ const (
 // batches are.
 type batcher struct {
 	// fly decides the requests of a batch, in order, and gives an answer for each. It may take its time.
-	fly func(requests [][]limiter.Hit) []answer
+	fly func(requests []strategy.Request) []answer
 
 	mu sync.Mutex
 	// waiting holds the riders of the flights to come, first come first.
@@ -40,17 +41,15 @@ type batcher struct {
 // answer is what a flight brings a rider.
 type answer struct {
 	verdicts []limiter.Verdict
-	// receipts are those of a loan, one for each hit.
-	receipts []string
 	err      error
 }
 
 // rider is one request. The batcher's mutex guards what changes.
 type rider struct {
-	ctx   context.Context
-	hits  []limiter.Hit
-	stage stage
-	place *list.Element
+	ctx     context.Context
+	request strategy.Request
+	stage   stage
+	place   *list.Element
 	// answer is there when landed is closed.
 	answer answer
 	landed chan struct{}
@@ -66,25 +65,19 @@ const (
 	gone
 )
 
-// take is [batcher.ride] for who needs no receipts.
-func (b *batcher) take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
-	a := b.ride(ctx, hits)
-	return a.verdicts, a.err
-}
-
 // ride has the next flight decide a request. Whose context ends gets an error at once. If the request was
 // under way by then it goes on, and may be charged; if it was not, it never will be.
-func (b *batcher) ride(ctx context.Context, hits []limiter.Hit) answer {
-	r := &rider{ctx: ctx, hits: hits, landed: make(chan struct{})}
+func (b *batcher) ride(ctx context.Context, request strategy.Request) ([]limiter.Verdict, error) {
+	r := &rider{ctx: ctx, request: request, landed: make(chan struct{})}
 	b.wait(r)
 	select {
 	case <-r.landed:
 	case <-ctx.Done():
 		if b.leave(r) {
-			return answer{err: fmt.Errorf("waiting for Redis: %w", ctx.Err())}
+			return nil, fmt.Errorf("waiting for Redis: %w", ctx.Err())
 		}
 	}
-	return r.answer
+	return r.answer.verdicts, r.answer.err
 }
 
 func (b *batcher) wait(r *rider) {
@@ -136,7 +129,7 @@ func (b *batcher) board() []*rider {
 		}
 		r.stage = riding
 		riders = append(riders, r)
-		hits += len(r.hits)
+		hits += len(r.request.Hits)
 	}
 	if len(riders) > 0 {
 		b.flights++
@@ -149,9 +142,9 @@ func (b *batcher) board() []*rider {
 // queue behind all who were just woken.
 func (b *batcher) shuttle(riders []*rider) {
 	for len(riders) > 0 {
-		requests := make([][]limiter.Hit, len(riders))
+		requests := make([]strategy.Request, len(riders))
 		for i, r := range riders {
-			requests[i] = r.hits
+			requests[i] = r.request
 		}
 		riders = b.land(riders, b.fly(requests))
 	}

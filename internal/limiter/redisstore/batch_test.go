@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
 // tower is a batcher whose flights land when told to.
@@ -30,12 +31,12 @@ type tower struct {
 
 func newTower() *tower {
 	w := &tower{landing: make(chan struct{})}
-	w.fly = func(requests [][]limiter.Hit) []answer {
+	w.fly = func(requests []strategy.Request) []answer {
 		var keys []string
 		answers := make([]answer, len(requests))
-		for i, hits := range requests {
-			keys = append(keys, hits[0].Key)
-			answers[i] = answerTo(hits)
+		for i, r := range requests {
+			keys = append(keys, r.Hits[0].Key)
+			answers[i] = answerTo(r.Hits)
 		}
 		w.mu.Lock()
 		w.departed = append(w.departed, strings.Join(keys, " "))
@@ -61,7 +62,7 @@ func (w *tower) request(ctx context.Context, keys ...string) <-chan error {
 	for _, key := range keys {
 		hits := []limiter.Hit{{Key: key}}
 		go func() {
-			verdicts, err := w.take(ctx, hits)
+			verdicts, err := w.ride(ctx, strategy.Request{Hits: hits})
 			if want := answerTo(hits); err == nil && !cmp.Equal(want.verdicts, verdicts) {
 				err = fmt.Errorf("request %s got %+v", key, verdicts)
 			}
@@ -144,7 +145,9 @@ func TestBatcher(t *testing.T) {
 	run("a batch takes no more hits than it may, but always one request", func(t *testing.T, w *tower) {
 		w.request(t.Context(), numbers(1, 4)...)
 		for range 2 {
-			go func() { _, _ = w.take(t.Context(), slices.Repeat([]limiter.Hit{{Key: "large"}}, maxHits)) }()
+			go func() {
+				_, _ = w.ride(t.Context(), strategy.Request{Hits: slices.Repeat([]limiter.Hit{{Key: "large"}}, maxHits)})
+			}()
 		}
 		synctest.Wait()
 		w.land()

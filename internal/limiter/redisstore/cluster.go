@@ -7,9 +7,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/strategy"
@@ -24,44 +24,26 @@ import (
 // may be let through. Shadow hits come last; one whose partition doesn't answer is told allowed, since it must
 // not affect the others.
 type Cluster struct {
-	client  redis.Scripter
-	scripts scripts
+	client redis.Scripter
+	script *redis.Script
 
-	mu         sync.Mutex
-	partitions map[string]*partition
+	mu sync.Mutex
+	// partitions have what decides the hits of each, which are in one slot: a batch is one call of one script.
+	partitions map[string]*Store
 }
-
-// scripts are what a cluster runs.
-type scripts struct{ take, lend, try, back *redis.Script }
 
 var _ limiter.Store = (*Cluster)(nil)
-
-// partition is what of the counters is in one slot.
-type partition struct {
-	// Each collects its own batches, as a batch is one call of one script.
-	all, lending, trying *Store
-}
 
 // NewCluster gives a store on a client that sends nothing twice but what was certainly not executed. It is bound
 // as [New] says, for each partition.
 func NewCluster(client redis.Scripter) *Cluster {
-	return &Cluster{
-		client:     client,
-		scripts:    scripts{take: script, lend: lend, try: try, back: giveBack},
-		partitions: map[string]*partition{},
-	}
+	return &Cluster{client: client, script: script, partitions: map[string]*Store{}}
 }
 
 // Take implements [limiter.Store].
 func (c *Cluster) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
-	if err := ctx.Err(); err != nil {
+	if err := check(ctx, hits); err != nil || len(hits) == 0 {
 		return nil, err
-	}
-	if err := strategy.Check(hits); err != nil {
-		return nil, err
-	}
-	if len(hits) == 0 {
-		return nil, nil
 	}
 	verdicts, err := c.take(ctx, hits, tag)
 	if err != nil && len(hits) > 1 && underWay(err) {
@@ -74,7 +56,7 @@ func (c *Cluster) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdi
 func (c *Cluster) take(ctx context.Context, hits []limiter.Hit, group func(key string) string) ([]limiter.Verdict, error) {
 	enforced, shadows := split(hits, group)
 	if len(enforced)+len(shadows) == 1 {
-		return c.partition(hits[0].Key).all.batcher.take(ctx, hits)
+		return c.partition(hits[0].Key).batcher.ride(ctx, strategy.Request{Hits: hits})
 	}
 	s := &spread{cluster: c, hits: hits, verdicts: make([]limiter.Verdict, len(hits))}
 	for i, p := range enforced {
@@ -93,19 +75,38 @@ func (c *Cluster) take(ctx context.Context, hits []limiter.Hit, group func(key s
 	return s.verdicts, nil
 }
 
+// Refund implements [limiter.Store].
+func (c *Cluster) Refund(ctx context.Context, charges []limiter.Charge) error {
+	return c.amend(ctx, charges, (*Store).Refund)
+}
+
+// Renew implements [limiter.Store].
+func (c *Cluster) Renew(ctx context.Context, charges []limiter.Charge) error {
+	return c.amend(ctx, charges, (*Store).Renew)
+}
+
+// amend has each partition amend its charges, all at once.
+func (c *Cluster) amend(ctx context.Context, charges []limiter.Charge, amend func(*Store, context.Context, []limiter.Charge) error) error {
+	byPartition := map[*Store][]limiter.Charge{}
+	for _, ch := range charges {
+		p := c.partition(ch.Hit.Key)
+		byPartition[p] = append(byPartition[p], ch)
+	}
+	var g errgroup.Group
+	for p, some := range byPartition {
+		g.Go(func() error { return amend(p, ctx, some) })
+	}
+	return g.Wait()
+}
+
 // partition gives what decides the hits on a key. There are as many as its namespace has partitions.
-func (c *Cluster) partition(key string) *partition {
+func (c *Cluster) partition(key string) *Store {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	name := tag(key)
 	p := c.partitions[name]
 	if p == nil {
-		p = &partition{
-			all:     newStore(c.client, c.scripts.take),
-			lending: newStore(c.client, c.scripts.lend),
-			trying:  newStore(c.client, c.scripts.try),
-		}
-		p.lending.lends = true
+		p = newStore(c.client, c.script)
 		c.partitions[name] = p
 	}
 	return p
@@ -164,44 +165,37 @@ type spread struct {
 	cluster  *Cluster
 	hits     []limiter.Hit
 	verdicts []limiter.Verdict
-	// loans are what was taken and can be given back, each of one partition.
-	loans [][]strategy.Loan
+	// charges are what was taken and can be given back.
+	charges []limiter.Charge
 }
 
-// enforce takes a part. What comes before the last one is on loan.
+// enforce takes a part. What comes before the last one may have to be given back.
 func (s *spread) enforce(ctx context.Context, p part, last bool) (admitted bool, err error) {
 	hits := s.of(p)
-	decider := s.cluster.partition(hits[0].Key)
-	store := decider.lending
-	if last {
-		store = decider.all
+	verdicts, err := s.cluster.partition(hits[0].Key).batcher.ride(ctx, strategy.Request{Hits: hits})
+	if err != nil {
+		return false, err
 	}
-	a := store.batcher.ride(ctx, hits)
-	if a.err != nil {
-		return false, a.err
+	s.place(p, verdicts)
+	admitted = !slices.ContainsFunc(p, func(i int) bool { return !s.hits[i].Shadow && !s.verdicts[i].Allowed })
+	if admitted && !last {
+		s.owe(hits, verdicts)
 	}
-	s.place(p, a.verdicts)
-	s.borrow(hits, a.receipts)
-	refused := slices.ContainsFunc(p, func(i int) bool { return !s.hits[i].Shadow && !s.verdicts[i].Allowed })
-	return !refused, nil
+	return admitted, nil
 }
 
-func (s *spread) borrow(hits []limiter.Hit, receipts []string) {
-	var loans []strategy.Loan
-	for i, r := range receipts {
-		if r != "" && hits[i].Cost > 0 {
-			loans = append(loans, strategy.Loan{Hit: hits[i], Receipt: r})
+func (s *spread) owe(hits []limiter.Hit, verdicts []limiter.Verdict) {
+	for i := range hits {
+		if hits[i].Cost > 0 {
+			s.charges = append(s.charges, limiter.Charge{Hit: hits[i], Receipt: verdicts[i].Receipt})
 		}
-	}
-	if len(loans) > 0 {
-		s.loans = append(s.loans, loans)
 	}
 }
 
 // shadow takes a part that must not affect the others.
 func (s *spread) shadow(ctx context.Context, p part) {
 	hits := s.of(p)
-	verdicts, err := s.cluster.partition(hits[0].Key).all.batcher.take(ctx, hits)
+	verdicts, err := s.cluster.partition(hits[0].Key).batcher.ride(ctx, strategy.Request{Hits: hits})
 	if err != nil {
 		verdicts = slices.Repeat([]limiter.Verdict{{Allowed: true}}, len(hits))
 	}
@@ -227,26 +221,19 @@ func (s *spread) refuse(ctx context.Context, others []part) {
 	s.giveBack(ctx)
 	for _, p := range others {
 		hits := s.of(p)
-		if verdicts, err := s.cluster.partition(hits[0].Key).trying.batcher.take(ctx, hits); err == nil {
+		if verdicts, err := s.cluster.partition(hits[0].Key).batcher.ride(ctx, strategy.Request{Hits: hits, Try: true}); err == nil {
 			s.place(p, verdicts)
 		}
 	}
 }
 
-// giveBack gives back all loans, also when the caller doesn't wait for it. What can't be given back stays taken
+// giveBack gives back all charges, also when the caller doesn't wait for it. What can't be given back stays taken
 // until it counts no more: it may have been given back all the same, and must not be twice.
 func (s *spread) giveBack(ctx context.Context) {
 	returned := make(chan struct{})
 	go func() {
 		defer close(returned)
-		var partitions sync.WaitGroup
-		for _, loans := range s.loans {
-			partitions.Go(func() {
-				keys, args := strategy.Return(time.Now().UnixMicro(), loans...)
-				_ = s.cluster.scripts.back.Run(context.WithoutCancel(ctx), s.cluster.client, keys, args...).Err()
-			})
-		}
-		partitions.Wait()
+		_ = s.cluster.Refund(context.WithoutCancel(ctx), s.charges)
 	}()
 	select {
 	case <-returned:

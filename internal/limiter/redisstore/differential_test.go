@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -45,56 +46,54 @@ var faults = map[string]struct {
 	right, wrong string
 	of           limiter.Algorithm
 }{
-	"a bucket without tolerance":                         {"level + TOLERANCE >= need", "level >= need", limiter.TokenBucket},
-	"a bucket that tells to retry too soon":              {"ceil((need - level) / rate)", "floor((need - level) / rate)", limiter.TokenBucket},
-	"a bucket that gains while the clock is back":        {"max(0, now - last)", "math.abs(now - last)", limiter.TokenBucket},
+	"a bucket without tolerance":                         {"level + TOLERANCE - need", "level - need", limiter.TokenBucket},
+	"a bucket that gains while the clock is back":        {"if last <= now then\n      level", "if true then\n      level", limiter.TokenBucket},
 	"a bucket that waits for the clock for ever":         {"last - now > GRACE", "false", limiter.TokenBucket},
-	"a bucket that doesn't wait for the clock":           {"last - now > GRACE", "last > now", limiter.TokenBucket},
-	"a bucket that fills above its burst":                {"min(burst, level + elapsed * rate)", "level + elapsed * rate", limiter.TokenBucket},
-	"a bucket that is charged when it denies":            {"if reset or allowed and cost > 0", "if reset or cost > 0", limiter.TokenBucket},
-	"a bucket that is forgotten before it is full":       {"(last - now) + SLACK)", "(last - now))", limiter.TokenBucket},
-	"a bucket that asks too little":                      {"min(cost, burst)", "min(cost, 1)", limiter.TokenBucket},
-	"a bucket without an upper bound of costs":           {"cost > (most or burst)", "cost > 2 * (most or burst)", limiter.TokenBucket},
-	"a meter that admits what costs more than one":       {"min(cost, burst)", "cost", limiter.LeakyBucketMeter},
-	"a meter that never admits a cost above one":         {"cost > (most or burst)", "cost > burst", limiter.LeakyBucketMeter},
-	"a ring of a slot less":                              {"- slots - first", "- slots - first + 1", limiter.SlidingWindowRing},
-	"a ring of a slot more":                              {"- slots - first", "- slots - first - 1", limiter.SlidingWindowRing},
+	"a bucket that doesn't wait for the clock":           {"last - now > GRACE", "true", limiter.TokenBucket},
+	"a bucket that fills above its burst":                {"if level > burst then level = burst end", "", limiter.TokenBucket},
+	"a bucket that is charged when it denies":            {"local taken = admitted * cost", "local taken = max(1, admitted) * cost", limiter.TokenBucket},
+	"a bucket that admits one more of many":              {"- need) / cost) + 1", "- need) / cost) + 2", limiter.TokenBucket},
+	"a bucket that is forgotten before it is full":       {"(burst - level) / rate + (last - now)", "(burst - level) / rate / 2 + (last - now)", limiter.TokenBucket},
+	"a bucket that asks too little":                      {"cost < burst and cost or burst", "1", limiter.TokenBucket},
+	"a bucket without an upper bound of costs":           {"cost > most", "cost > 2 * most", limiter.TokenBucket},
+	"a meter that admits what costs more than one":       {"cost < burst and cost or burst", "cost", limiter.LeakyBucketMeter},
+	"a meter that never admits a cost above one":         {"cost > most", "cost > burst", limiter.LeakyBucketMeter},
+	"a ring of a slot less":                              {"- each - first", "- each - first + 1", limiter.SlidingWindowRing},
+	"a ring of a slot more":                              {"- each - first", "- each - first - 1", limiter.SlidingWindowRing},
 	"a ring of other slots":                              {"min(60, max(10,", "min(60, max(11,", limiter.SlidingWindowRing},
-	"a ring whose slots start too soon":                  {"ceil(slot % slots", "floor(slot % slots", limiter.SlidingWindowRing},
-	"a ring that tells to retry a slot too soon":         {"first + last - 1)", "first + last - 2)", limiter.SlidingWindowRing},
-	"a ring that tells to retry when all is gone":        {"while freed < total + cost - requests do", "while counts[last + 1] do", limiter.SlidingWindowRing},
-	"a ring that admits one more":                        {"total + cost <= requests", "total + cost <= requests + 1", limiter.SlidingWindowRing},
-	"a ring that is charged when it denies":              {"if allowed then counts", "if true then counts", limiter.SlidingWindowRing},
-	"a ring that starts anew when it changes":            {"return current, {total}, total, true", "return current, {}, 0, false", limiter.SlidingWindowRing},
-	"a ring that doesn't wait for the clock":             {"and ahead <= GRACE", "and ahead <= 0", limiter.SlidingWindowRing},
-	"a ring that waits for the clock for ever":           {"and ahead <= GRACE", "and true", limiter.SlidingWindowRing},
-	"a ring that is charged where the clock is":          {"max(slot_at(now, window, slots), first + #counts - 1)", "max(slot_at(now, window, slots), first)", limiter.SlidingWindowRing},
-	"a ring that is forgotten a slot too soon":           {"until_gone(current) + SLACK", "until_gone(current - 1) + SLACK", limiter.SlidingWindowRing},
+	"a ring that forgets to subtract what is gone":       {"total = total - old[i]", "total = total", limiter.SlidingWindowRing},
+	"a ring that admits one more":                        {"floor((requests - total) / cost)", "floor((requests - total + 1) / cost)", limiter.SlidingWindowRing},
+	"a ring that is charged when it denies":              {"write('<I4', newest + taken)", "write('<I4', newest + cost)", limiter.SlidingWindowRing},
+	"a ring that starts anew when it changes":            {"return current, total, write('<I4', total), true", "return current, 0, '', false", limiter.SlidingWindowRing},
+	"a ring that doesn't wait for the clock":             {"each) - now > GRACE", "each) - now > 0", limiter.SlidingWindowRing},
+	"a ring that waits for the clock for ever":           {"or start_of(first + held - 1, length, each) - now > GRACE", "", limiter.SlidingWindowRing},
+	"a ring that is charged in its oldest slot":          {"counts .. string.rep('\\0\\0\\0\\0', missing)", "string.rep('\\0\\0\\0\\0', missing) .. counts", limiter.SlidingWindowRing},
+	"a ring that is forgotten too soon":                  {"counts, gone - now", "counts, gone - now - window", limiter.SlidingWindowRing},
 	"an approximation that forgets a window too soon":    {"stored, previous, current = stored + length, current, 0", "stored, previous, current = stored + length, 0, 0", limiter.SlidingWindowApproximate},
 	"an approximation that weighs nothing":               {"previous * (min(left, window) / window)", "previous", limiter.SlidingWindowApproximate},
 	"an approximation that rounds its weight":            {"previous * (min(left, window) / window)", "floor(previous * (min(left, window) / window))", limiter.SlidingWindowApproximate},
 	"an approximation that weighs a set-back clock":      {"min(left, window) / window", "left / window", limiter.SlidingWindowApproximate},
-	"an approximation without tolerance":                 {"count + cost <= requests + TOLERANCE", "count + cost <= requests", limiter.SlidingWindowApproximate},
-	"an approximation that tells to retry too soon":      {"finish - floor(left * window / previous)", "finish - ceil(left * window / previous)", limiter.SlidingWindowApproximate},
-	"an approximation that tells the next window's end":  {"finish + window - floor((requests - units) * window / current)", "finish + window", limiter.SlidingWindowApproximate},
+	"an approximation without tolerance":                 {"requests + TOLERANCE - count", "requests - count", limiter.SlidingWindowApproximate},
 	"an approximation that starts anew when it changes":  {"ceil(weigh(previous, stored - now, length) + current), true", "0, false", limiter.SlidingWindowApproximate},
 	"an approximation that is counted twice":             {"stored - window - now <= GRACE then return", "stored - window - now < 0 then return", limiter.SlidingWindowApproximate},
-	"an approximation that is forgotten with its window": {"finish + window - now + SLACK", "finish - now + SLACK", limiter.SlidingWindowApproximate},
-	"a window that admits one more":                      {"count + cost <= requests", "count + cost <= requests + 1", limiter.FixedWindow},
+	"an approximation that is forgotten with its window": {"finish + window - now\nend", "finish - now\nend", limiter.SlidingWindowApproximate},
+	"a window that admits one more":                      {"floor((requests - count) / cost)", "floor((requests - count + 1) / cost)", limiter.FixedWindow},
 	"a window that ends a microsecond late":              {"stored > now then", "stored >= now then", limiter.FixedWindow},
 	"a window that starts anew when it changes":          {"count = taken", "count = stored == finish and taken or 0", limiter.FixedWindow},
 	"a window that is counted twice":                     {"now + window + GRACE", "now + window", limiter.FixedWindow},
 	"a window that waits for the clock for ever":         {"and stored <= latest then", "then", limiter.FixedWindow},
+	"a window that stays when it is changed":             {"moved = stored ~= finish", "moved = false", limiter.FixedWindow},
 	"a calendar's window that ends a microsecond late":   {"now < second", "now <= second", limiter.CalendarWindow},
 	"a calendar's window that starts a microsecond late": {"now < third", "now <= third", limiter.CalendarWindow},
-	"a calendar's window that is counted twice":          {"finish - now > GRACE then later", "true then later", limiter.CalendarWindow},
-	"a calendar's window that is waited for for long":    {"finish - now > GRACE then later", "false then later", limiter.CalendarWindow},
-	"a window that stays when it is changed":             {"moved = stored ~= finish", "moved = false", limiter.FixedWindow},
-	"a request that charges what it can":                 {"if admitted or not hit.allowed then", "if true then", limiter.FixedWindow},
-	"a refused request that charges shadow limits":       {"  if admitted then\n    for", "  if true then\n    for", limiter.FixedWindow},
-	"a shadow limit that refuses":                        {"args[at + 2] == 1", "args[at + 2] == 2", limiter.FixedWindow},
-	"a batch that doesn't see its own charges":           {"{layout = layouts[args[at + 1]], state = state, ttl = ttl}", "{ttl = ttl, layout = layouts[args[at + 1]], state = counters[args[at]].state or state}", limiter.FixedWindow},
-	"a time to live that is rounded down":                {"ceil(counter.ttl / 1000)", "floor(counter.ttl / 1000)", limiter.FixedWindow},
+	"a calendar's window that is counted twice":          {"finish - now > GRACE then latest", "true then latest", limiter.CalendarWindow},
+	"a calendar's window that is waited for for long":    {"finish - now > GRACE then latest", "false then latest", limiter.CalendarWindow},
+	"a request that charges what it can":                 {"if not shadow and hit.admitted > admitted then", "if false then", limiter.FixedWindow},
+	"a refused request that charges shadow limits":       {"if admitted > 0 then takeTogether", "if true then takeTogether", limiter.FixedWindow},
+	"a shadow limit that refuses":                        {"terms[first + 3] == 1", "terms[first + 3] == 2", limiter.FixedWindow},
+	"a shadow limit that takes for the refused":          {"takeTogether(hits, admitted, true, admitted)", "takeTogether(hits, times, true, admitted)", limiter.FixedWindow},
+	"a batch that doesn't see its own charges":           {"values[counter], kinds[counter], ttls[counter] = state,", "values[counter], kinds[counter], ttls[counter] = values[counter] or state,", limiter.FixedWindow},
+	"a time to live that is rounded down":                {"ceil((ttl + SLACK) / 1000000)", "floor((ttl + SLACK) / 1000000)", limiter.FixedWindow},
+	"a long time to live that is rounded down":           {"ceil(ttl / 60) * 60", "floor(ttl / 60) * 60", limiter.FixedWindow},
 }
 
 // TestBrokenScriptsAreFound says that the comparison would find an error.
@@ -102,8 +101,8 @@ func TestBrokenScriptsAreFound(t *testing.T) {
 	client := redistest.Start(t).Client(t)
 	for name, fault := range faults {
 		t.Run(name+" is found", func(t *testing.T) {
-			broken := strings.Replace(strategy.Script, fault.right, fault.wrong, 1)
-			if broken == strategy.Script {
+			broken := strings.ReplaceAll(strategy.Script, fault.right, fault.wrong)
+			if strings.Count(strategy.Script, fault.right) == 0 {
 				t.Fatalf("the script has no %q", fault.right)
 			}
 			h := newHistory(rand.Uint64(), fault.of)
@@ -123,18 +122,18 @@ func TestPreciseAtAnyRate(t *testing.T) {
 	admitted := 0
 	for range 500 {
 		now += 13
-		keys, args := strategy.Call(now, batchOf(limiter.Hit{Key: "precise", Limit: l, Cost: 1}, 20)...)
+		call := callOf(now, batchOf(limiter.Hit{Key: "precise", Limit: l, Cost: 1}, 20))
 		client.Set(ctx, "clock", now, 0)
-		reply, err := script.Run(ctx, client, keys, args...).Int64Slice()
+		reply, err := script.Run(ctx, client, call.Keys(), call.Args()...).Slice()
 		if err != nil {
 			t.Fatal(err)
 		}
-		verdicts, err := strategy.Verdicts(reply, 20)
+		verdicts, err := call.Verdicts(reply)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, v := range verdicts {
-			if v.Allowed {
+			if v[0].Allowed {
 				admitted++
 			}
 		}
@@ -236,8 +235,10 @@ func (h *history) batch(states, ttls map[string]string) batch {
 			h.change()
 		}
 		hits := h.request()
-		b.requests = append(b.requests, hits)
-		b.want.Verdicts = append(b.want.Verdicts, h.decide(hits, states, ttls)...)
+		for range 1 + max(0, h.random.IntN(8)-4) {
+			b.requests = append(b.requests, hits)
+			b.want.Verdicts = append(b.want.Verdicts, h.decide(hits, states, ttls)...)
+		}
 	}
 	for _, key := range keys {
 		if s, ok := states[key]; ok {
@@ -255,17 +256,27 @@ func (h *history) decide(hits []limiter.Hit, states, ttls map[string]string) []l
 		}
 		counters[i] = h.counters[hit.Key]
 	}
-	verdicts := h.evaluator.Decide(h.now, hits, counters)
+	verdicts := make([]limiter.Verdict, len(hits))
+	h.evaluator.Decide(h.now, hits, counters, verdicts)
 	for i, c := range counters {
 		h.soon = append(h.soon, verdicts[i].RetryAfter.Microseconds(), verdicts[i].ResetAfter.Microseconds())
 		if c.Expires != 0 && c.Expires != math.MaxInt64 {
-			states[hits[i].Key] = writerOf(c.Algorithm) + string(c.State)
-			ttls[hits[i].Key] = strconv.FormatInt((c.Expires-h.now+999)/1000, 10)
+			states[hits[i].Key] = string(c.Layout) + string(c.State)
+			ttls[hits[i].Key] = secondsToLive(c.Expires - h.now)
 			// Redis keeps it for ever here: what expired must not be missed.
 			c.Expires = math.MaxInt64
 		}
 	}
 	return verdicts
+}
+
+// secondsToLive rounds up as the script does.
+func secondsToLive(us int64) string {
+	seconds := (us + 999_999) / 1_000_000
+	if seconds > 120 {
+		seconds = (seconds + 59) / 60 * 60
+	}
+	return strconv.FormatInt(seconds, 10)
 }
 
 // request makes up one to three hits.
@@ -361,13 +372,14 @@ func (h *history) step() int64 {
 // run gives what Redis answers and holds after each of the batches, all sent at once.
 func run(t *testing.T, client *redis.Client, script string, batches []batch) []outcome {
 	t.Helper()
+	var calls []*strategy.Call
 	var replies []*redis.Cmd
 	var values, ttls []*redis.SliceCmd
 	_, err := client.Pipelined(t.Context(), func(p redis.Pipeliner) error {
 		for _, b := range batches {
-			names, args := strategy.Call(b.caller, b.requests...)
+			calls = append(calls, callOf(b.caller, b.requests))
 			p.Set(t.Context(), "clock", b.now, 0)
-			replies = append(replies, p.EvalSha(t.Context(), script, names, args...))
+			replies = append(replies, p.EvalSha(t.Context(), script, calls[len(calls)-1].Keys(), calls[len(calls)-1].Args()...))
 			values = append(values, p.MGet(t.Context(), keys...))
 			ttls = append(ttls, p.MGet(t.Context(), ttlKeys()...))
 		}
@@ -379,21 +391,28 @@ func run(t *testing.T, client *redis.Client, script string, batches []batch) []o
 	outcomes := make([]outcome, len(batches))
 	for i := range batches {
 		outcomes[i] = outcome{States: map[string]string{}, TTLs: map[string]string{}}
-		numbers, err := replies[i].Int64Slice()
+		verdicts, err := calls[i].Verdicts(replies[i].Val().([]any))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if outcomes[i].Verdicts, err = strategy.Verdicts(numbers, len(numbers)/4); err != nil {
-			t.Fatal(err)
-		}
+		outcomes[i].Verdicts = slices.Concat(verdicts...)
 		for k, key := range keys {
 			if value, ok := values[i].Val()[k].(string); ok {
-				outcomes[i].States[key] = layouts[value[0]] + value[1:]
+				outcomes[i].States[key] = value
 				outcomes[i].TTLs[key] = fmt.Sprint(ttls[i].Val()[k])
 			}
 		}
 	}
 	return outcomes
+}
+
+func callOf(now int64, requests [][]limiter.Hit) *strategy.Call {
+	var c strategy.Call
+	c.Reset(now)
+	for _, hits := range requests {
+		c.Add(strategy.Request{Hits: hits})
+	}
+	return &c
 }
 
 func ttlKeys() []string {
@@ -402,21 +421,4 @@ func ttlKeys() []string {
 		names = append(names, key+":ttl")
 	}
 	return names
-}
-
-// layouts are what can be before a state. They are for good: this list only ever grows.
-var layouts = map[byte]string{
-	1: string(limiter.TokenBucket),
-	2: string(limiter.FixedWindow),
-	3: string(limiter.SlidingWindowRing),
-	4: string(limiter.SlidingWindowApproximate),
-	5: string(limiter.LeakyBucketMeter),
-}
-
-// writerOf names the algorithm whose states another one writes.
-func writerOf(a limiter.Algorithm) string {
-	if a == limiter.CalendarWindow {
-		a = limiter.FixedWindow
-	}
-	return string(a)
 }

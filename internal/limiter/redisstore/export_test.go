@@ -14,21 +14,20 @@ func NewOf(client redis.Scripter, source string) *Store {
 	return newStore(client, redis.NewScript(source))
 }
 
-// NewClusterOf gives a store that runs other scripts.
-func NewClusterOf(client redis.Scripter, change func(source string) string) *Cluster {
+// NewClusterOf gives a store that runs another script.
+func NewClusterOf(client redis.Scripter, source string) *Cluster {
 	c := NewCluster(client)
-	c.scripts = scripts{
-		take: redis.NewScript(change(strategy.Script)),
-		lend: redis.NewScript(change(strategy.Lend)),
-		try:  redis.NewScript(change(strategy.Try)),
-		back: redis.NewScript(change(strategy.GiveBack)),
-	}
+	c.script = redis.NewScript(source)
 	return c
 }
 
 // Decide decides requests of one hit in one batch, and gives what remains after each. It is -1 after an error.
 func Decide(s *Store, requests [][]limiter.Hit) (remaining []int64, errs []error) {
-	for _, a := range s.decide(requests) {
+	riding := make([]strategy.Request, len(requests))
+	for i, hits := range requests {
+		riding[i].Hits = hits
+	}
+	for _, a := range s.decide(riding) {
 		errs = append(errs, a.err)
 		if a.err != nil {
 			remaining = append(remaining, -1)

@@ -68,12 +68,12 @@ func TestLinearizable(t *testing.T) {
 func TestBrokenHistoriesAreFound(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client(t)
-	const kept = "counters[args[at]] = {layout = layouts[args[at + 1]], state = state, ttl = ttl}"
+	const kept = "values[counter], kinds[counter], ttls[counter] = state,"
 	if strings.Count(strategy.Script, kept) != 1 {
 		t.Fatalf("the script has %q not once", kept)
 	}
 	forgetful := strings.Replace(strategy.Script, kept,
-		"counters[args[at]] = {layout = layouts[args[at + 1]], state = counters[args[at]].state or state, ttl = ttl}", 1)
+		"values[counter], kinds[counter], ttls[counter] = values[counter] or state,", 1)
 	stores := map[string]*redisstore.Store{
 		"a batch that doesn't see its own charges": redisstore.NewOf(client, onClock(forgetful)),
 		"a client that sends its calls twice":      redisstore.NewOf(repeating{client}, onClock(strategy.Script)),
@@ -262,8 +262,14 @@ func byPair(history []porcupine.Operation) [][]porcupine.Operation {
 
 // situation is what the model knows: in which phase the last request was decided, and a pair of counters.
 type situation struct {
-	phase  int
-	states [2]string
+	phase    int
+	counters [2]counter
+}
+
+// counter is a strategy.Counter that can be compared.
+type counter struct {
+	layout byte
+	state  string
 }
 
 // step decides one request by the Go twins, and says whether that is what it was answered. No verdicts are
@@ -277,12 +283,14 @@ func (s situation) step(a asking, verdicts []limiter.Verdict) (bool, any) {
 	counters := make([]*strategy.Counter, len(a.hits))
 	for i, h := range a.hits {
 		// On this clock nothing expires.
-		counters[i] = &strategy.Counter{Algorithm: h.Limit.Algorithm, State: []byte(s.states[place(h)]), Expires: math.MaxInt64}
+		held := s.counters[place(h)]
+		counters[i] = &strategy.Counter{Layout: held.layout, State: []byte(held.state), Expires: math.MaxInt64}
 	}
 	var e strategy.Evaluator
-	want := e.Decide(a.now, a.hits, counters)
+	want := make([]limiter.Verdict, len(a.hits))
+	e.Decide(a.now, a.hits, counters, want)
 	for i, h := range a.hits {
-		s.states[place(h)] = string(counters[i].State)
+		s.counters[place(h)] = counter{counters[i].Layout, string(counters[i].State)}
 	}
 	return verdicts == nil || slices.Equal(want, verdicts), s
 }

@@ -5,7 +5,9 @@ package redisstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -14,13 +16,8 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// The scripts are hashed once.
-var (
-	script   = redis.NewScript(strategy.Script)
-	lend     = redis.NewScript(strategy.Lend)
-	try      = redis.NewScript(strategy.Try)
-	giveBack = redis.NewScript(strategy.GiveBack)
-)
+// script is hashed once.
+var script = redis.NewScript(strategy.Script)
 
 // For gives the store that fits a client: a [Cluster] or a [Store].
 func For(client redis.UniversalClient) limiter.Store {
@@ -34,11 +31,11 @@ func For(client redis.UniversalClient) limiter.Store {
 // script call, one after the other, each with all its counters in one atomic step. That takes a single
 // primary, alone or under Sentinel; a Redis Cluster takes a [Cluster].
 type Store struct {
-	client redis.Scripter
-	script *redis.Script
-	// lends says that the script's reply has receipts.
-	lends   bool
+	client  redis.Scripter
+	script  *redis.Script
 	batcher batcher
+	// calls are those that are not under way, to be used again.
+	calls sync.Pool
 }
 
 var _ limiter.Store = (*Store)(nil)
@@ -53,91 +50,109 @@ func New(client redis.Scripter) *Store {
 func newStore(client redis.Scripter, script *redis.Script) *Store {
 	s := &Store{client: client, script: script}
 	s.batcher.fly = s.decide
+	s.calls.New = func() any { return new(strategy.Call) }
 	return s
 }
 
 // Take implements [limiter.Store]. [Reason] classifies its errors.
 func (s *Store) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
+	if err := check(ctx, hits); err != nil || len(hits) == 0 {
+		return nil, err
+	}
+	return s.batcher.ride(ctx, strategy.Request{Hits: hits})
+}
+
+// Refund implements [limiter.Store]. It rides with what others take.
+func (s *Store) Refund(ctx context.Context, charges []limiter.Charge) error {
+	return s.amend(ctx, charges, false)
+}
+
+// Renew implements [limiter.Store]. It rides with what others take.
+func (s *Store) Renew(ctx context.Context, charges []limiter.Charge) error {
+	return s.amend(ctx, charges, true)
+}
+
+func (s *Store) amend(ctx context.Context, charges []limiter.Charge, renew bool) error {
+	r := amendment(charges, renew)
+	for i := range r.Hits {
+		if err := check(ctx, r.Hits[i:i+1]); err != nil {
+			return err
+		}
+	}
+	if len(charges) == 0 {
+		return nil
+	}
+	_, err := s.batcher.ride(ctx, r)
+	return err
+}
+
+func amendment(charges []limiter.Charge, renew bool) strategy.Request {
+	r := strategy.Request{Renew: renew}
+	for _, c := range charges {
+		r.Hits, r.Receipts = append(r.Hits, c.Hit), append(r.Receipts, c.Receipt)
+	}
+	return r
+}
+
+// check says why a request can't be sent.
+func check(ctx context.Context, hits []limiter.Hit) error {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return err
 	}
-	if err := strategy.Check(hits); err != nil {
-		return nil, err
-	}
-	if len(hits) == 0 {
-		return nil, nil
-	}
-	return s.batcher.take(ctx, hits)
+	return strategy.Check(hits)
 }
 
 // decide decides the requests of a batch, in order.
-func (s *Store) decide(requests [][]limiter.Hit) []answer {
-	verdicts, receipts, err := s.call(requests)
+func (s *Store) decide(requests []strategy.Request) []answer {
+	verdicts, err := s.call(requests)
 	if err != nil && len(requests) > 1 && spoiled(err) {
 		half := len(requests) / 2
 		return append(s.decide(requests[:half]), s.decide(requests[half:])...)
 	}
 	answers := make([]answer, len(requests))
-	for i, hits := range requests {
+	for i := range requests {
 		if err != nil {
 			answers[i].err = err
 			continue
 		}
-		answers[i].verdicts, verdicts = verdicts[:len(hits):len(hits)], verdicts[len(hits):]
-		if receipts != nil {
-			answers[i].receipts, receipts = receipts[:len(hits):len(hits)], receipts[len(hits):]
-		}
+		answers[i].verdicts = verdicts[i]
 	}
 	return answers
 }
 
-// call gives the verdicts of all requests, one request after the other, and the receipts if it lends. Its context
-// is none of the callers': one of them who gives up must not take the answer from the others.
-func (s *Store) call(requests [][]limiter.Hit) ([]limiter.Verdict, []string, error) {
-	hits := 0
-	for _, r := range requests {
-		hits += len(r)
-	}
-	cmd := s.run(time.Now().UnixMicro(), requests)
-	if now, stale := strategy.Stale(cmd.Val()); stale {
+// call gives the verdicts of all requests. Its context is none of the callers': one of them who gives up must not
+// take the answer from the others.
+func (s *Store) call(requests []strategy.Request) ([][]limiter.Verdict, error) {
+	call := s.calls.Get().(*strategy.Call)
+	defer s.calls.Put(call)
+	verdicts, err := s.run(call, time.Now().UnixMicro(), requests)
+	var stale *strategy.StaleError
+	if errors.As(err, &stale) {
 		// Nothing was charged, and it is decided by Redis's clock, however wrong ours is.
-		cmd = s.run(now, requests)
+		return s.run(call, stale.Now, requests)
 	}
-	if err := cmd.Err(); err != nil {
-		return nil, nil, fmt.Errorf("taking from Redis: %w", err)
-	}
-	if s.lends {
-		return readLoan(cmd, hits)
-	}
-	reply, err := cmd.Int64Slice()
-	if err != nil {
-		return nil, nil, fmt.Errorf("taking from Redis: %w", err)
-	}
-	verdicts, err := strategy.Verdicts(reply, hits)
-	return verdicts, nil, err
-}
-
-func readLoan(cmd *redis.Cmd, hits int) ([]limiter.Verdict, []string, error) {
-	reply, err := cmd.Slice()
-	if err != nil {
-		return nil, nil, fmt.Errorf("borrowing from Redis: %w", err)
-	}
-	return strategy.Receipts(reply, hits)
+	return verdicts, err
 }
 
 // run runs the script once, for a time that is hopefully Redis's.
-func (s *Store) run(now int64, requests [][]limiter.Hit) *redis.Cmd {
-	keys, args := strategy.Call(now, requests...)
+func (s *Store) run(call *strategy.Call, now int64, requests []strategy.Request) ([][]limiter.Verdict, error) {
+	call.Reset(now)
+	for _, r := range requests {
+		call.Add(r)
+	}
 	// Run sends the script's text after NOSCRIPT, which says that the call was not executed.
-	return s.script.Run(context.Background(), s.client, keys, args...)
+	reply, err := s.script.Run(context.Background(), s.client, call.Keys(), call.Args()...).Slice()
+	if err != nil {
+		return nil, fmt.Errorf("taking from Redis: %w", err)
+	}
+	return call.Verdicts(reply)
 }
 
-// spoiled says whether a call failed for what one of its counters holds: the value of another type, or a
-// state that no rule can read. The script reads and computes before it writes, so nothing was charged, and
+// spoiled says whether a call failed for what one of its counters holds: a state that no rule can read. The script reads and computes before it writes, so nothing was charged, and
 // the requests can be sent again without the one that spoils it for all. No other error says so much, but
 // that some counters of the call are on their way to another shard.
 func spoiled(err error) bool {
-	return redis.HasErrorPrefix(err, "WRONGTYPE") || redis.HasErrorPrefix(err, "user_script:") || underWay(err)
+	return redis.HasErrorPrefix(err, "user_script:") || underWay(err)
 }
 
 // underWay says whether a call was not executed since some of its counters are with one shard of a cluster

@@ -5,116 +5,152 @@ package strategy
 import (
 	"encoding/binary"
 	"math"
+	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
 )
 
 // bucketLua is the rule of all buckets: a level that rises at a steady rate up to the burst. A request is
 // admitted at the level of its cost, or at a full bucket if it costs more, and takes its cost. Most is what
-// a request may cost: the burst, if it isn't given.
+// a request may cost.
 //
 // The state is the level and when it was that, as two doubles. One double that holds a time would be
 // shorter, but the times of today are 0.25 us apart as doubles, and at 3 million a second that meters a
 // third too much.
-const bucketLua = `local function bucket(state, now, cost, requests, window, burst, most)
-  local rate, need = requests / window, min(cost, burst)
-  local level, last = burst, now
-  if state then level, last = struct.unpack('<dd', state) end
-  -- A clock that was set back gives nothing, and is waited for only if it is a little.
-  local elapsed = max(0, now - last)
-  local reset = last - now > GRACE
-  if now >= last or reset then last = now end
-  level = min(burst, level + elapsed * rate)
-
-  local allowed = cost == 0 or cost <= (most or burst) and level + TOLERANCE >= need
-  local retry = 0
-  if cost > (most or burst) then
-    retry = -1
-  elseif not allowed then
-    retry = min(LONGEST, ceil((need - level) / rate) + (last - now))
+const bucketLua = `local requests, window, burst, most = ...
+local rate = requests / window
+return function(state, cost, times)
+  local level, last, reset = burst, now, false
+  if state then
+    level, last = read('<dd', state, 2)
+    if last <= now then
+      level, last = level + (now - last) * rate, now
+    elseif last - now > GRACE then
+      -- A clock that was set back gives nothing, and is waited for only if it is a little.
+      last, reset = now, true
+    end
+    if level > burst then level = burst end
   end
-  local next, ttl
-  if allowed then level = level - cost end
-  if reset or allowed and cost > 0 then
-    next = struct.pack('<dd', level, last)
-    ttl = min(LONGEST, ceil((burst - level) / rate) + (last - now) + SLACK)
+  local admitted = times
+  if cost > most then
+    admitted = 0
+  elseif cost > 0 then
+    local need = cost < burst and cost or burst
+    admitted = floor((level + TOLERANCE - need) / cost) + 1
+    if admitted < 0 then admitted = 0 elseif admitted > times then admitted = times end
   end
-  local remaining = floor(max(0, level + TOLERANCE))
-  local owed = remaining
-  if remaining == 0 then owed = 1 - level end
-  return allowed, remaining, retry, min(LONGEST, ceil(owed / rate) + (last - now)), next, ttl
-end
-`
+  local taken = admitted * cost
+  if taken == 0 and not reset then return admitted, state end
+  level = level - taken
+  return admitted, write('<Bdd', LAYOUT, level, last), (burst - level) / rate + (last - now)
+end`
 
 // tolerance is how much may be missing, so that who waits for as long as told is admitted in spite of
 // rounding. The level keeps it as a debt: it doesn't add up.
 const tolerance = 1e-6
 
-// takeBucket is bucketLua in Go. The conversions keep the compiler from fusing a multiplication with an
-// addition, which Lua doesn't.
-func takeBucket(dst, state []byte, at int64, l limiter.Limit, units, capacity int64) (limiter.Verdict, []byte, int64) {
-	now, cost, burst := float64(at), float64(units), float64(capacity)
-	rate, need := float64(l.Requests)/float64(l.Window.Microseconds()), min(cost, burst)
-	level, last := burst, now
-	if len(state) > 0 {
-		level, last = unpack(state)
-	}
-	elapsed := max(0, now-last)
-	reset := last-now > grace
-	if now >= last || reset {
-		last = now
-	}
-	level = min(burst, level+float64(elapsed*rate))
-
-	fits := units <= l.Capacity()
-	v := limiter.Verdict{Allowed: cost == 0 || fits && level+tolerance >= need}
-	if !fits {
-		v.RetryAfter = limiter.Never
-	} else if !v.Allowed {
-		v.RetryAfter = wait(min(longest, math.Ceil((need-level)/rate)+(last-now)))
-	}
-	var next []byte
-	var ttl float64
-	if v.Allowed {
-		level -= cost
-	}
-	if reset || v.Allowed && cost > 0 {
-		next = pack(dst, level, last)
-		ttl = min(longest, math.Ceil((burst-level)/rate)+(last-now)+slack)
-	}
-	remaining := math.Floor(max(0, level+tolerance))
-	owed := remaining
-	if remaining == 0 {
-		owed = 1 - level
-	}
-	v.Remaining = int64(remaining)
-	v.ResetAfter = wait(min(longest, math.Ceil(owed/rate)+(last-now)))
-	return v, next, int64(ttl)
+// bucket is what a state says of a bucket now.
+type bucket struct {
+	level, last, rate, burst float64
+	// reset says that the clock was set back too far to be waited for.
+	reset bool
 }
 
-// giveBackBucketLua raises the level by the cost, less what the bucket has gained since the charge: had it not
+// loadBucket is the first part of bucketLua in Go. The conversion keeps the compiler from fusing the multiplication
+// with the addition, which Lua doesn't.
+func loadBucket(state []byte, at int64, l *limiter.Limit, burst int64) bucket {
+	now := float64(at)
+	b := bucket{level: float64(burst), last: now, rate: float64(l.Requests) / float64(l.Window.Microseconds()), burst: float64(burst)}
+	if len(state) == 0 {
+		return b
+	}
+	level, last := unpack(state)
+	if last <= now {
+		level += float64((now - last) * b.rate)
+	} else if b.reset = last-now > grace; !b.reset {
+		b.last = last
+	}
+	b.level = min(level, b.burst)
+	return b
+}
+
+// need is the level at which a cost is admitted.
+func (b bucket) need(cost float64) float64 { return min(cost, b.burst) }
+
+// takeBucket is the second part of bucketLua in Go.
+func takeBucket(t *Taking, b bucket, now, units, most, times int64) {
+	cost := float64(units)
+	switch {
+	case units > most:
+	case units > 0:
+		fits := math.Floor((b.level+tolerance-b.need(cost))/cost) + 1
+		t.Admitted = int64(min(max(0, fits), float64(times)))
+	default:
+		t.Admitted = times
+	}
+	taken := t.Admitted * units
+	if taken == 0 && !b.reset {
+		return
+	}
+	b.level -= float64(taken)
+	t.Next = pack(t.Next, b.level, b.last)
+	t.TTL = b.fills(now)
+}
+
+// fills gives how long it takes until the bucket is full.
+func (b bucket) fills(now int64) int64 {
+	return int64(math.Ceil(min(longest, (b.burst-b.level)/b.rate+(b.last-float64(now)))))
+}
+
+// tellBucket makes a verdict.
+func tellBucket(b bucket, now, most int64, p Place) limiter.Verdict {
+	b.level += float64(p.Later)
+	remaining := math.Floor(max(0, b.level+tolerance))
+	owed := remaining
+	if remaining == 0 {
+		owed = 1 - b.level
+	}
+	v := limiter.Verdict{
+		Allowed:    p.Allowed,
+		Remaining:  int64(remaining),
+		ResetAfter: b.after(owed, now),
+		Receipt:    int64(b.last),
+	}
+	switch {
+	case p.Allowed:
+	case p.Cost > most:
+		v.RetryAfter = limiter.Never
+	default:
+		v.RetryAfter = b.after(b.need(float64(p.Cost))-b.level, now)
+	}
+	return v
+}
+
+// after gives how long it takes to gain so much.
+func (b bucket) after(units float64, now int64) time.Duration {
+	return wait(min(longest, math.Ceil(units/b.rate)+(b.last-float64(now))))
+}
+
+// amendBucketLua raises the level by the cost, less what the bucket has gained since the charge: had it not
 // been charged it might have been full, and gained nothing. Others may have borrowed as well, and so no level that
 // it had tells that it was not. Given back in full, a burst could be had twice.
-const giveBackBucketLua = `function(state, now, cost, receipt, requests, window, burst)
-  local rate = requests / window
-  local level, last = struct.unpack('<dd', state)
-  local _, charged = struct.unpack('<dd', receipt)
-  local lost = max(0, (last - charged) * rate)
+const amendBucketLua = `local requests, window, burst = ...
+local rate = requests / window
+return function(state, cost, receipt)
+  local level, last = read('<dd', state, 2)
+  local lost = max(0, (last - receipt) * rate)
   level = min(burst, level + max(0, cost - lost))
-  local ttl = min(LONGEST, max(0, ceil((burst - level) / rate) + (last - now)) + SLACK)
-  return struct.pack('<dd', level, last), ttl
+  return write('<Bdd', LAYOUT, level, last), max(0, (burst - level) / rate + (last - now))
 end`
 
-// giveBackBucket is giveBackBucketLua in Go.
-func giveBackBucket(dst, state []byte, at int64, l limiter.Limit, units, capacity int64, receipt []byte) ([]byte, int64) {
-	now, cost, burst := float64(at), float64(units), float64(capacity)
-	rate := float64(l.Requests) / float64(l.Window.Microseconds())
-	level, last := unpack(state)
-	_, charged := unpack(receipt)
-	lost := max(0, float64((last-charged)*rate))
-	level = min(burst, level+max(0, cost-lost))
-	ttl := min(longest, max(0, math.Ceil((burst-level)/rate)+(last-now))+slack)
-	return pack(dst, level, last), int64(ttl)
+// amendBucket is amendBucketLua in Go.
+func amendBucket(t *Taking, state []byte, now int64, l *limiter.Limit, burst int64, c Charge) {
+	b := bucket{rate: float64(l.Requests) / float64(l.Window.Microseconds()), burst: float64(burst)}
+	b.level, b.last = unpack(state)
+	lost := max(0, float64((b.last-float64(c.Receipt))*b.rate))
+	b.level = min(b.burst, b.level+max(0, float64(c.Cost)-lost))
+	t.Next = pack(t.Next, b.level, b.last)
+	t.TTL = max(0, b.fills(now))
 }
 
 // pack appends doubles, as struct.pack does with one d for each after '<'.

@@ -20,41 +20,48 @@ import (
 var calendarWindow = Strategy{
 	code:     6,
 	layout:   fixedWindow.layout,
+	smallest: 16,
 	Validate: validateCalendar,
-	Take:     takeCalendarWindow,
-	GiveBack: giveBackWindow,
-	params: func(now int64, l limiter.Limit) []int64 {
-		s := startsAround(l.Calendar, now)
-		return append([]int64{l.Requests}, s[:]...)
+	Take: func(t *Taking, state []byte, now int64, l *limiter.Limit, cost, times int64) {
+		takeWindow(t, loadCalendarWindow(state, now, l), now, l, cost, times)
 	},
-	lua: `return function(state, now, cost, requests, first, second, third, fourth, fifth)
-  local finish, later
-  if now < first or now >= fourth then
-    stale = true
-    return false, 0, 0, 0
-  elseif now < second then
-    finish, later = second, third
-  elseif now < third then
-    finish, later = third, fourth
-  else
-    finish, later = fourth, fifth
-  end
-  if finish - now > GRACE then later = finish end
-  return window_until(finish, later, state, now, cost, requests)
-end`,
-	giveBackLua: giveBackWindowLua,
+	Tell: func(said []byte, now int64, l *limiter.Limit, p Place) limiter.Verdict {
+		return tellWindow(loadCalendarWindow(said, now, l), now, l, p)
+	},
+	Amend: amendWindow,
+	params: func(p *[maxParams]float64, now int64, l *limiter.Limit) {
+		p[0] = float64(l.Requests)
+		for i, start := range startsAround(l.Calendar, now) {
+			p[1+i] = float64(start)
+		}
+	},
+	lua: `local requests, first, second, third, fourth, fifth = ...
+local finish, latest
+if now < first or now >= fourth then
+  stale = true
+  return function() return 0 end
+elseif now < second then
+  finish, latest = second, third
+elseif now < third then
+  finish, latest = third, fourth
+else
+  finish, latest = fourth, fifth
+end
+if finish - now > GRACE then latest = finish end
+` + windowLua,
+	amendLua: amendWindowLua,
 }
 
-func takeCalendarWindow(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
+func loadCalendarWindow(state []byte, now int64, l *limiter.Limit) window {
 	s := startsAround(l.Calendar, now)
-	finish, later := s[2], s[3]
+	finish, latest := s[2], s[3]
 	if finish-now > grace {
-		later = finish
+		latest = finish
 	}
-	return takeWindowUntil(finish, later, dst, state, now, l, cost)
+	return loadWindow(state, now, finish, latest)
 }
 
-func validateCalendar(l limiter.Limit) error {
+func validateCalendar(l *limiter.Limit) error {
 	switch l.Calendar.Unit {
 	case limiter.Day, limiter.Week, limiter.Month, limiter.Year:
 	default:

@@ -9,33 +9,38 @@ import "github.com/weir-dev/weir/internal/limiter"
 var fixedWindow = Strategy{
 	code:     2,
 	layout:   2,
+	smallest: 16,
 	Validate: validateRate,
-	Take:     takeFixedWindow,
-	GiveBack: giveBackWindow,
-	params: func(_ int64, l limiter.Limit) []int64 {
-		return []int64{l.Requests, l.Window.Microseconds()}
+	Take: func(t *Taking, state []byte, now int64, l *limiter.Limit, cost, times int64) {
+		takeWindow(t, loadFixedWindow(state, now, l), now, l, cost, times)
 	},
-	lua: `return function(state, now, cost, requests, window)
-  local finish = now - now % window + window
-  return window_until(finish, now + window + GRACE, state, now, cost, requests)
-end`,
-	giveBackLua: giveBackWindowLua,
+	Tell: func(said []byte, now int64, l *limiter.Limit, p Place) limiter.Verdict {
+		return tellWindow(loadFixedWindow(said, now, l), now, l, p)
+	},
+	Amend: amendWindow,
+	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
+		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
+	},
+	lua: `local requests, window = ...
+local finish = now - now % window + window
+local latest = now + window + GRACE
+` + windowLua,
+	amendLua: amendWindowLua,
 }
 
-func takeFixedWindow(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
-	window := l.Window.Microseconds()
-	finish := now - now%window + window
-	return takeWindowUntil(finish, now+window+grace, dst, state, now, l, cost)
+func loadFixedWindow(state []byte, now int64, l *limiter.Limit) window {
+	length := l.Window.Microseconds()
+	return loadWindow(state, now, now-now%length+length, now+length+grace)
 }
 
 // windowLua is the rule of all windows that don't slide. The current one ends at finish, and latest is when one
 // may end that a clock which was set back a little is waited for.
 //
 // The state is the end of the window and what was taken in it, as two doubles.
-const windowLua = `local function window_until(finish, latest, state, now, cost, requests)
-  local count, moved = 0, false
+const windowLua = `return function(state, cost, times)
+  local finish, count, moved = finish, 0, false
   if state then
-    local stored, taken = struct.unpack('<dd', state)
+    local stored, taken = read('<dd', state, 2)
     if stored > now then
       count = taken
       -- A clock that was set back a little is waited for: the window would else be counted twice.
@@ -44,67 +49,91 @@ const windowLua = `local function window_until(finish, latest, state, now, cost,
       moved = stored ~= finish
     end
   end
-
-  local allowed = cost == 0 or count + cost <= requests
-  local retry = 0
-  if cost > requests then
-    retry = -1
-  elseif not allowed then
-    retry = finish - now
+  local admitted = times
+  if cost > 0 then
+    admitted = floor((requests - count) / cost)
+    if admitted < 0 then admitted = 0 elseif admitted > times then admitted = times end
   end
-  if allowed then count = count + cost end
-  local next
-  if moved or allowed and cost > 0 then next = struct.pack('<dd', finish, count) end
-  return allowed, max(0, requests - count), retry, finish - now, next, finish - now + SLACK
-end
-`
-
-// giveBackWindowLua gives back to all windows that don't slide.
-const giveBackWindowLua = `function(state, now, cost, receipt)
-  local finish, count = struct.unpack('<dd', state)
-  -- What was taken in another window is gone with it.
-  if finish <= now or finish ~= struct.unpack('<d', receipt) then return nil end
-  return struct.pack('<dd', finish, max(0, count - cost)), finish - now + SLACK
+  local taken = admitted * cost
+  if taken == 0 and not moved then return admitted, state end
+  return admitted, write('<Bdd', LAYOUT, finish, count + taken), finish - now
 end`
 
-// takeWindowUntil is windowLua in Go.
-func takeWindowUntil(end, last int64, dst, state []byte, at int64, l limiter.Limit, units int64) (limiter.Verdict, []byte, int64) {
-	finish, latest, now := float64(end), float64(last), float64(at)
-	cost, requests := float64(units), float64(l.Requests)
-	count, moved := 0.0, false
-	if len(state) > 0 {
-		if stored, taken := unpack(state); stored > now {
-			count = taken
-			if stored > finish && stored <= latest {
-				finish = stored
-			}
-			moved = stored != finish
-		}
-	}
-
-	v := limiter.Verdict{Allowed: cost == 0 || count+cost <= requests}
-	if cost > requests {
-		v.RetryAfter = limiter.Never
-	} else if !v.Allowed {
-		v.RetryAfter = wait(finish - now)
-	}
-	if v.Allowed {
-		count += cost
-	}
-	v.Remaining = int64(max(0, requests-count))
-	v.ResetAfter = wait(finish - now)
-	if !moved && (!v.Allowed || cost == 0) {
-		return v, nil, 0
-	}
-	return v, pack(dst, finish, count), int64(finish-now) + slack
+// window is one that doesn't slide.
+type window struct {
+	finish, count int64
+	// moved says that it is not the one that the state is of.
+	moved bool
 }
 
-// giveBackWindow is giveBackWindowLua in Go.
-func giveBackWindow(dst, state []byte, at int64, _ limiter.Limit, cost int64, receipt []byte) ([]byte, int64) {
-	finish, count := unpack(state)
-	charged, _ := unpack(receipt)
-	if finish <= float64(at) || finish != charged {
-		return nil, 0
+// loadWindow is the first part of windowLua in Go.
+func loadWindow(state []byte, now, finish, latest int64) window {
+	w := window{finish: finish}
+	if len(state) == 0 {
+		return w
 	}
-	return pack(dst, finish, max(0, count-float64(cost))), int64(finish) - at + slack
+	end, taken := unpack(state)
+	if stored := int64(end); stored > now {
+		w.count = int64(taken)
+		if stored > finish && stored <= latest {
+			w.finish = stored
+		}
+		w.moved = stored != w.finish
+	}
+	return w
+}
+
+// takeWindow is the second part of windowLua in Go.
+func takeWindow(t *Taking, w window, now int64, l *limiter.Limit, cost, times int64) {
+	t.Admitted = fitting(l.Requests-w.count, cost, times)
+	taken := t.Admitted * cost
+	if taken == 0 && !w.moved {
+		return
+	}
+	t.Next = pack(t.Next, float64(w.finish), float64(w.count+taken))
+	t.TTL = w.finish - now
+}
+
+// fitting gives how many requests of a cost fit into what is left.
+func fitting(left, cost, times int64) int64 {
+	if cost == 0 {
+		return times
+	}
+	return min(max(0, left)/cost, times)
+}
+
+func tellWindow(w window, now int64, l *limiter.Limit, p Place) limiter.Verdict {
+	v := limiter.Verdict{
+		Allowed:    p.Allowed,
+		Remaining:  max(0, l.Requests-w.count+p.Later),
+		ResetAfter: wait(float64(w.finish - now)),
+		Receipt:    w.finish,
+	}
+	switch {
+	case p.Allowed:
+	case p.Cost > l.Requests:
+		v.RetryAfter = limiter.Never
+	default:
+		v.RetryAfter = v.ResetAfter
+	}
+	return v
+}
+
+// amendWindowLua gives back to all windows that don't slide.
+const amendWindowLua = `return function(state, cost, receipt)
+  local finish, count = read('<dd', state, 2)
+  -- What was taken in another window is gone with it.
+  if finish <= now or finish ~= receipt then return nil end
+  return write('<Bdd', LAYOUT, finish, max(0, count - cost)), finish - now
+end`
+
+// amendWindow is amendWindowLua in Go.
+func amendWindow(t *Taking, state []byte, now int64, _ *limiter.Limit, c Charge) {
+	end, count := unpack(state)
+	finish := int64(end)
+	if finish <= now || finish != c.Receipt {
+		return
+	}
+	t.Next = pack(t.Next, end, max(0, count-float64(c.Cost)))
+	t.TTL = finish - now
 }

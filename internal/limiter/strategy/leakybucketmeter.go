@@ -2,9 +2,7 @@
 
 package strategy
 
-import (
-	"github.com/weir-dev/weir/internal/limiter"
-)
+import "github.com/weir-dev/weir/internal/limiter"
 
 // leakyBucketMeter spaces what it admits: after a request it admits the next when cost * window/requests
 // have passed, and refuses it until then. So any time t admits at most requests/window * t and one request
@@ -14,20 +12,20 @@ import (
 var leakyBucketMeter = Strategy{
 	code:     5,
 	layout:   5,
+	smallest: 16,
 	Validate: validateRate,
-	Take:     takeLeakyBucketMeter,
-	GiveBack: giveBackLeakyBucketMeter,
-	params: func(_ int64, l limiter.Limit) []int64 {
-		return []int64{l.Requests, l.Window.Microseconds(), 1, l.Requests}
+	Take: func(t *Taking, state []byte, now int64, l *limiter.Limit, cost, times int64) {
+		takeBucket(t, loadBucket(state, now, l, 1), now, cost, l.Requests, times)
 	},
-	lua:         `return bucket`,
-	giveBackLua: giveBackBucketLua,
-}
-
-func takeLeakyBucketMeter(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
-	return takeBucket(dst, state, now, l, cost, 1)
-}
-
-func giveBackLeakyBucketMeter(dst, state []byte, now int64, l limiter.Limit, cost int64, receipt []byte) ([]byte, int64) {
-	return giveBackBucket(dst, state, now, l, cost, 1, receipt)
+	Tell: func(said []byte, now int64, l *limiter.Limit, p Place) limiter.Verdict {
+		return tellBucket(loadBucket(said, now, l, 1), now, l.Requests, p)
+	},
+	Amend: func(t *Taking, state []byte, now int64, l *limiter.Limit, c Charge) {
+		amendBucket(t, state, now, l, 1, c)
+	},
+	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
+		p[0], p[1], p[2], p[3] = float64(l.Requests), float64(l.Window.Microseconds()), 1, float64(l.Requests)
+	},
+	lua:      bucketLua,
+	amendLua: amendBucketLua,
 }

@@ -61,7 +61,7 @@ func playFrom(rt *rapid.T, start int64, l limiter.Limit, back int64) []event {
 		}
 		latest = max(latest, now)
 		cost := costs(rt, l, last)
-		last = e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: cost}}, []*strategy.Counter{&c})[0]
+		last = decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: cost}, &c)
 		events = append(events, event{now, cost, last})
 	}
 	return events
@@ -203,7 +203,7 @@ func TestThroughput(t *testing.T) {
 			var c strategy.Counter
 			var total int64
 			for now := epoch; now <= epoch+windows*l.Window.Microseconds(); {
-				v := e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: 1}}, []*strategy.Counter{&c})[0]
+				v := decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: 1}, &c)
 				if v.Allowed {
 					total++
 				}
@@ -220,7 +220,7 @@ func TestThroughput(t *testing.T) {
 func peek(c strategy.Counter, now int64, l limiter.Limit, cost int64) limiter.Verdict {
 	c.State = slices.Clone(c.State)
 	var e strategy.Evaluator
-	return e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: cost}}, []*strategy.Counter{&c})[0]
+	return decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: cost}, &c)
 }
 
 func TestWaiting(t *testing.T) {
@@ -235,7 +235,7 @@ func TestWaiting(t *testing.T) {
 				for range rapid.IntRange(1, 30).Draw(rt, "number") {
 					now += rapid.Int64Range(0, l.Window.Microseconds()).Draw(rt, "step")
 					cost := rapid.Int64Range(1, l.Requests).Draw(rt, "cost")
-					v := e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: cost}}, []*strategy.Counter{&c})[0]
+					v := decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: cost}, &c)
 					if v.Allowed {
 						continue
 					}
@@ -265,10 +265,10 @@ func TestEditsGiveNothing(t *testing.T) {
 				for range rapid.IntRange(1, 30).Draw(rt, "number") {
 					now += rapid.Int64Range(0, before.Window.Microseconds()/4).Draw(rt, "step")
 					cost := rapid.Int64Range(1, before.Requests).Draw(rt, "cost")
-					e.Decide(now, []limiter.Hit{{Key: "a", Limit: before, Cost: cost}}, []*strategy.Counter{&c})
+					decide(&e, now, limiter.Hit{Key: "a", Limit: before, Cost: cost}, &c)
 				}
 				taken := before.Requests - peek(c, now, before, 0).Remaining
-				v := e.Decide(now, []limiter.Hit{{Key: "a", Limit: after}}, []*strategy.Counter{&c})[0]
+				v := decide(&e, now, limiter.Hit{Key: "a", Limit: after}, &c)
 				if want := max(0, after.Requests-taken); v.Remaining != want {
 					rt.Fatalf("after %d were taken from %+v, %d remain of %+v, not %d", taken, before, v.Remaining, after, want)
 				}

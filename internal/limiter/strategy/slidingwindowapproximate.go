@@ -16,21 +16,25 @@ import (
 var slidingWindowApproximate = Strategy{
 	code:     4,
 	layout:   4,
+	smallest: 32,
 	Validate: validateRate,
 	Take:     takeSlidingWindowApproximate,
-	GiveBack: giveBackSlidingWindowApproximate,
-	params: func(_ int64, l limiter.Limit) []int64 {
-		return []int64{l.Requests, l.Window.Microseconds()}
+	Tell:     tellSlidingWindowApproximate,
+	Amend:    amendSlidingWindowApproximate,
+	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
+		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},
-	lua: `-- What the previous window still counts, when so much is left of the current one.
+	lua: `local requests, window = ...
+local finish = now - now % window + window
+
+-- What the previous window still counts, when so much is left of the current one.
 local function weigh(previous, left, window) return previous * (min(left, window) / window) end
 
 -- Gives the end of the window, what was taken in the previous and the current one, and whether that is not
 -- where the state has it.
-local function load(state, now, window)
-  local finish = now - now % window + window
+local function load(state)
   if not state then return finish, 0, 0, false end
-  local length, stored, previous, current = struct.unpack('<dddd', state)
+  local length, stored, previous, current = read('<dddd', state, 2)
   if stored <= now then
     stored, previous, current = stored + length, current, 0
   end
@@ -41,97 +45,102 @@ local function load(state, now, window)
   return finish, 0, ceil(weigh(previous, stored - now, length) + current), true
 end
 
-return function(state, now, cost, requests, window)
-  local finish, previous, current, moved = load(state, now, window)
-  -- How long it takes until so many units fit, if they don't fit now.
-  local function until_fits(units)
-    local left = requests - units - current
-    if left >= 0 then return finish - floor(left * window / previous) - now end
-    return finish + window - floor((requests - units) * window / current) - now
+return function(state, cost, times)
+  local finish, previous, current, moved = load(state)
+  local admitted = times
+  if cost > 0 then
+    local count = weigh(previous, finish - now, window) + current
+    admitted = floor((requests + TOLERANCE - count) / cost)
+    if admitted < 0 then admitted = 0 elseif admitted > times then admitted = times end
   end
-
-  local count = weigh(previous, finish - now, window) + current
-  local allowed = cost == 0 or count + cost <= requests + TOLERANCE
-  local retry = 0
-  if cost > requests then
-    retry = -1
-  elseif not allowed then
-    retry = until_fits(cost)
-  end
-  if allowed then count, current = count + cost, current + cost end
-  local next
-  if moved or allowed and cost > 0 then next = struct.pack('<dddd', window, finish, previous, current) end
-  local remaining = floor(max(0, requests - count + TOLERANCE))
-  local reset = finish - now
-  if remaining < requests then reset = until_fits(remaining + 1) end
-  return allowed, remaining, retry, reset, next, finish + window - now + SLACK
+  local taken = admitted * cost
+  if taken == 0 and not moved then return admitted, state end
+  return admitted, write('<Bdddd', LAYOUT, window, finish, previous, current + taken), finish + window - now
 end`,
-	giveBackLua: `function(state, now, cost, receipt, requests, window)
-  local length, finish, previous, current = struct.unpack('<dddd', state)
-  local as, charged = struct.unpack('<dd', receipt)
-  if as ~= length or finish + length <= now then return nil end
-  if charged == finish then
+	amendLua: `local requests, window = ...
+return function(state, cost, receipt)
+  local length, finish, previous, current = read('<dddd', state, 2)
+  if length ~= window or finish + length <= now then return nil end
+  if receipt == finish then
     current = max(0, current - cost)
-  elseif charged + length == finish then
+  elseif receipt + length == finish then
     previous = max(0, previous - cost)
   else
     return nil
   end
-  return struct.pack('<dddd', length, finish, previous, current), finish + length - now + SLACK
+  return write('<Bdddd', LAYOUT, length, finish, previous, current), finish + length - now
 end`,
 }
 
-func takeSlidingWindowApproximate(dst, state []byte, at int64, l limiter.Limit, units int64) (limiter.Verdict, []byte, int64) {
-	now, cost, requests := float64(at), float64(units), float64(l.Requests)
-	w, moved := loadWindows(state, at, l.Window.Microseconds())
+func takeSlidingWindowApproximate(t *Taking, state []byte, at int64, l *limiter.Limit, cost, times int64) {
+	now := float64(at)
+	w := loadWindows(state, at, l)
+	t.Admitted = times
+	if cost > 0 {
+		fits := math.Floor((float64(l.Requests) + tolerance - w.count(now)) / float64(cost))
+		t.Admitted = int64(min(max(0, fits), float64(times)))
+	}
+	taken := t.Admitted * cost
+	if taken == 0 && !w.moved {
+		return
+	}
+	t.Next = pack(t.Next, w.length, w.finish, w.previous, w.current+float64(taken))
+	t.TTL = int64(w.finish + w.length - now)
+}
 
-	count := w.count(now)
-	v := limiter.Verdict{Allowed: cost == 0 || count+cost <= requests+tolerance}
-	if cost > requests {
-		v.RetryAfter = limiter.Never
-	} else if !v.Allowed {
-		v.RetryAfter = wait(w.fits(requests, cost) - now)
-	}
-	if v.Allowed {
-		count += cost
-		w.current += cost
-	}
-	var next []byte
-	if moved || v.Allowed && cost > 0 {
-		next = pack(dst, w.length, w.finish, w.previous, w.current)
-	}
-	remaining := math.Floor(max(0, requests-count+tolerance))
+func tellSlidingWindowApproximate(said []byte, at int64, l *limiter.Limit, p Place) limiter.Verdict {
+	now, requests := float64(at), float64(l.Requests)
+	w := loadWindows(said, at, l)
+	w.current -= float64(p.Later)
+	remaining := math.Floor(max(0, requests-w.count(now)+tolerance))
 	reset := w.finish
 	if remaining < requests {
 		reset = w.fits(requests, remaining+1)
 	}
-	v.Remaining, v.ResetAfter = int64(remaining), wait(reset-now)
-	return v, next, int64(w.finish+w.length-now) + slack
+	v := limiter.Verdict{
+		Allowed:    p.Allowed,
+		Remaining:  int64(remaining),
+		ResetAfter: wait(reset - now),
+		Receipt:    int64(w.finish),
+	}
+	switch {
+	case p.Allowed:
+	case p.Cost > l.Requests:
+		v.RetryAfter = limiter.Never
+	default:
+		v.RetryAfter = wait(w.fits(requests, float64(p.Cost)) - now)
+	}
+	return v
 }
 
 // windows are the current window on the clock and the one before it.
-type windows struct{ length, finish, previous, current float64 }
+type windows struct {
+	length, finish, previous, current float64
+	// moved says that they are not where the state has them.
+	moved bool
+}
 
-// loadWindows gives what a state says now, in windows of this length, and whether that is not where the state
-// has it.
-func loadWindows(state []byte, at, length int64) (w windows, moved bool) {
-	now, empty := float64(at), windows{length: float64(length), finish: float64(at - at%length + length)}
+// loadWindows gives what a state says now, in the windows of a limit.
+func loadWindows(state []byte, at int64, l *limiter.Limit) windows {
+	now, length := float64(at), l.Window.Microseconds()
+	empty := windows{length: float64(length), finish: float64(at - at%length + length)}
 	if len(state) == 0 {
-		return empty, false
+		return empty
 	}
+	var w windows
 	w.length, w.finish = unpack(state)
 	w.previous, w.current = unpack(state[16:])
 	if w.finish <= now {
-		w = windows{w.length, w.finish + w.length, w.current, 0}
+		w.finish, w.previous, w.current = w.finish+w.length, w.current, 0
 	}
 	if w.finish <= now {
-		return empty, false
+		return empty
 	}
 	if w.length == empty.length && w.finish-w.length-now <= grace {
-		return w, false
+		return w
 	}
-	empty.current = math.Ceil(w.count(now))
-	return empty, true
+	empty.current, empty.moved = math.Ceil(w.count(now)), true
+	return empty
 }
 
 // count gives what is counted. The conversion keeps the compiler from fusing the multiplication with the
@@ -148,21 +157,21 @@ func (w windows) fits(requests, units float64) float64 {
 	return w.finish + w.length - math.Floor((requests-units)*w.length/w.current)
 }
 
-func giveBackSlidingWindowApproximate(dst, state []byte, at int64, _ limiter.Limit, units int64, receipt []byte) ([]byte, int64) {
-	now, cost := float64(at), float64(units)
+func amendSlidingWindowApproximate(t *Taking, state []byte, at int64, l *limiter.Limit, c Charge) {
+	now, cost, receipt := float64(at), float64(c.Cost), float64(c.Receipt)
 	length, finish := unpack(state)
 	previous, current := unpack(state[16:])
-	as, charged := unpack(receipt)
-	if as != length || finish+length <= now {
-		return nil, 0
+	if length != float64(l.Window.Microseconds()) || finish+length <= now {
+		return
 	}
-	switch charged {
+	switch receipt {
 	case finish:
 		current = max(0, current-cost)
 	case finish - length:
 		previous = max(0, previous-cost)
 	default:
-		return nil, 0
+		return
 	}
-	return pack(dst, length, finish, previous, current), int64(finish+length-now) + slack
+	t.Next = pack(t.Next, length, finish, previous, current)
+	t.TTL = int64(finish + length - now)
 }

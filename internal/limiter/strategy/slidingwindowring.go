@@ -13,124 +13,90 @@ import (
 // longer than it had to, and never admits too much. Whoever takes all that it gets, gets requests in each
 // window and a slot.
 //
-// Its state is the window and the number of the oldest slot, as two doubles, and what was taken in that slot
-// and in those up to the newest, in 4 bytes each. They are at most the slots of a window and one more.
+// Its state is the window, the number of the oldest slot and the sum of all slots, as three doubles, and what was
+// taken in that slot and in those up to the newest, in 4 bytes each. They are at most the slots of a window and
+// one more. The sum is there so that only the slots that go and the newest one have to be read.
 var slidingWindowRing = Strategy{
 	code:     3,
-	layout:   3,
+	layout:   6,
+	smallest: ringHeader + 4,
 	Validate: validateRate,
 	Take:     takeSlidingWindowRing,
-	GiveBack: giveBackSlidingWindowRing,
-	params: func(_ int64, l limiter.Limit) []int64 {
-		return []int64{l.Requests, l.Window.Microseconds()}
+	Tell:     tellSlidingWindowRing,
+	Amend:    amendSlidingWindowRing,
+	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
+		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},
-	lua: `-- Slots of 100 ms, but 10 to 60 of them. A window is exactly so many; they differ by a microsecond.
-local function slots_of(window) return min(60, max(10, floor(window / 100000))) end
+	lua: slotsLua + `local requests, window = ...
+local slots = slots_of(window)
+local current = slot_at(now, window, slots)
+local HEADER = 25
+
+-- Gives the slots of another window, or of a clock that was set back, as one: so a change never gives anything.
+local function move(total)
+  if total == 0 then return current, 0, '', false end
+  return current, total, write('<I4', total), true
+end
+
+-- Gives the oldest slot that still counts, the sum, the counts, and whether they are not where they were.
+local function load(state)
+  if not state then return move(0) end
+  local length, first, total = read('<ddd', state, 2)
+  local each = slots_of(length)
+  local held = (#state - HEADER) / 4
+  local gone = max(0, slot_at(now, length, each) - each - first)
+  if gone >= held or total == 0 then return move(0) end
+  if gone > 0 then
+    local old = {read('<' .. string.rep('I4', gone), state, HEADER + 1)}
+    for i = 1, gone do total = total - old[i] end
+  end
+  -- A clock that was set back a little is waited for.
+  if total == 0 or length ~= window or start_of(first + held - 1, length, each) - now > GRACE then
+    return move(total)
+  end
+  return first + gone, total, sub(state, HEADER + 1 + 4 * gone), false
+end
+
+return function(state, cost, times)
+  local first, total, counts, moved = load(state)
+  local admitted = times
+  if cost > 0 then
+    admitted = floor((requests - total) / cost)
+    if admitted < 0 then admitted = 0 elseif admitted > times then admitted = times end
+  end
+  local taken = admitted * cost
+  if taken == 0 and not moved then return admitted, state end
+  local missing = current - first + 1 - #counts / 4
+  if missing > 0 then counts = counts .. string.rep('\0\0\0\0', missing) end
+  local newest = read('<I4', counts, #counts - 3)
+  counts = sub(counts, 1, -5) .. write('<I4', newest + taken)
+  local gone = start_of(first + #counts / 4 + slots, window, slots)
+  return admitted, write('<Bddd', LAYOUT, window, first, total + taken) .. counts, gone - now
+end`,
+	amendLua: slotsLua + `local requests, window = ...
+return function(state, cost, receipt)
+  local length, first, total = read('<ddd', state, 2)
+  local slots = slots_of(length)
+  local held = (#state - 25) / 4
+  local gone = start_of(first + held + slots, length, slots)
+  if length ~= window or receipt < first or receipt >= first + held or gone <= now then return nil end
+  local place = 25 + 4 * (receipt - first)
+  local count = read('<I4', state, place + 1)
+  local back = min(count, cost)
+  return write('<Bddd', LAYOUT, length, first, total - back) .. sub(state, 26, place) ..
+    write('<I4', count - back) .. sub(state, place + 5), gone - now
+end`,
+}
+
+// slotsLua is the type slots in Lua.
+const slotsLua = `local function slots_of(window) return min(60, max(10, floor(window / 100000))) end
 local function slot_at(time, window, slots)
   return floor(time / window) * slots + floor(time % window * slots / window)
 end
 local function start_of(slot, window, slots)
   return floor(slot / slots) * window + ceil(slot % slots * window / slots)
 end
-
-local function sum(counts)
-  local total = 0
-  for i = 1, #counts do total = total + counts[i] end
-  return total
-end
-
--- Gives the window that a state is of, the oldest slot that still counts, and the counts from there on.
-local function read(state, now)
-  local window, first = struct.unpack('<dd', state)
-  local slots = slots_of(window)
-  local gone = max(0, slot_at(now, window, slots) - slots - first)
-  local left = max(0, (#state - 16) / 4 - gone)
-  local counts = {struct.unpack('<' .. string.rep('I4', left), state, #state - 4 * left + 1)}
-  counts[left + 1] = nil
-  return window, first + gone, counts
-end
-
--- Gives the oldest slot, the counts from there on, their sum, and whether they are not where they were.
-local function load(state, now, window, slots)
-  local current = slot_at(now, window, slots)
-  if not state then return current, {}, 0, false end
-  local length, first, counts = read(state, now)
-  local total = sum(counts)
-  if total == 0 then return current, {}, 0, false end
-  -- A clock that was set back a little is waited for.
-  local ahead = start_of(first + #counts - 1, length, slots_of(length)) - now
-  if length == window and ahead <= GRACE then return first, counts, total, false end
-  -- Into other slots goes the whole count at once, so that a change never gives anything.
-  return current, {total}, total, true
-end
-
-return function(state, now, cost, requests, window)
-  local slots = slots_of(window)
-  local first, counts, total, moved = load(state, now, window, slots)
-  local current = max(slot_at(now, window, slots), first + #counts - 1)
-  local function until_gone(slot) return start_of(slot + slots + 1, window, slots) - now end
-
-  local allowed = cost == 0 or total + cost <= requests
-  local retry = 0
-  if cost > requests then
-    retry = -1
-  elseif not allowed then
-    local last, freed = 0, 0
-    while freed < total + cost - requests do
-      last = last + 1
-      freed = freed + counts[last]
-    end
-    retry = until_gone(first + last - 1)
-  end
-  local next
-  if allowed then total = total + cost end
-  if moved or allowed and cost > 0 then
-    for i = #counts + 1, current - first + 1 do counts[i] = 0 end
-    if allowed then counts[#counts] = counts[#counts] + cost end
-    next = struct.pack('<dd' .. string.rep('I4', #counts), window, first, unpack(counts))
-  end
-  local oldest = 1
-  while counts[oldest] == 0 do oldest = oldest + 1 end
-  local reset = until_gone(first + oldest - 1)
-  return allowed, max(0, requests - total), retry, reset, next, until_gone(current) + SLACK
-end`,
-	giveBackLua: `function(state, now, cost, receipt)
-  local window, first = struct.unpack('<dd', state)
-  local as, start = struct.unpack('<dd', receipt)
-  local number, charged = (#state - 16) / 4, start + (#receipt - 16) / 4 - 1
-  local slots = min(60, max(10, floor(window / 100000)))
-  local gone = first + number + slots
-  local ttl = floor(gone / slots) * window + ceil(gone % slots * window / slots) - now
-  if as ~= window or charged < first or charged >= first + number or ttl <= 0 then return nil end
-  local place = 16 + 4 * (charged - first)
-  local count = struct.pack('<I4', max(0, struct.unpack('<I4', state, place + 1) - cost))
-  return string.sub(state, 1, place) .. count .. string.sub(state, place + 5), ttl + SLACK
-end`,
-}
-
-func takeSlidingWindowRing(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
-	r, moved := loadRing(state, now, slotsOf(l.Window.Microseconds()))
-	current, total := max(r.at(now), r.newest()), r.total()
-
-	v := limiter.Verdict{Allowed: cost == 0 || cost <= l.Requests-total}
-	if cost > l.Requests {
-		v.RetryAfter = limiter.Never
-	} else if !v.Allowed {
-		v.RetryAfter = wait(float64(r.gone(r.freeing(total+cost-l.Requests)) - now))
-	}
-	taken := int64(0)
-	if v.Allowed {
-		taken = cost
-	}
-	var next []byte
-	if moved || taken > 0 {
-		next = r.add(dst, current, taken)
-		r.counts = next[len(dst)+16:]
-	}
-	v.Remaining = max(0, l.Requests-total-taken)
-	v.ResetAfter = wait(float64(r.gone(r.oldest()) - now))
-	return v, next, r.gone(current) - now + slack
-}
+`
 
 // slots are parts of a window that add up to it exactly, though they differ by a microsecond.
 type slots struct{ window, number int64 }
@@ -156,38 +122,79 @@ func (s slots) gone(slot int64) int64 { return s.start(slot + s.number + 1) }
 // reading them allocates nothing.
 type ring struct {
 	slots
-	first  int64
-	counts []byte
+	first, total int64
+	counts       []byte
+	// moved says that they are not where the state has them.
+	moved bool
 }
 
-// loadRing gives what a state says now, in these slots, and whether that is not where the state has it.
-func loadRing(state []byte, now int64, s slots) (r ring, moved bool) {
-	if len(state) > 0 {
-		r = readRing(state, now)
+// ringHeader is how many bytes of a state come before the counts.
+const ringHeader = 24
+
+func takeSlidingWindowRing(t *Taking, state []byte, now int64, l *limiter.Limit, cost, times int64) {
+	r := loadRing(state, now, l)
+	t.Admitted = fitting(l.Requests-r.total, cost, times)
+	taken := t.Admitted * cost
+	if taken == 0 && !r.moved {
+		return
 	}
-	total := r.total()
-	if total == 0 {
-		return ring{slots: s, first: s.at(now)}, false
+	t.Next = r.add(t.Next, max(r.at(now), r.newest()), taken)
+	t.TTL = wholeRing(t.Next).end() - now
+}
+
+func tellSlidingWindowRing(said []byte, now int64, l *limiter.Limit, p Place) limiter.Verdict {
+	r := loadRing(said, now, l)
+	total := r.total - p.Later
+	v := limiter.Verdict{
+		Allowed:    p.Allowed,
+		Remaining:  max(0, l.Requests-total),
+		ResetAfter: wait(float64(r.gone(r.oldest()) - now)),
+		Receipt:    max(r.at(now), r.newest()),
 	}
-	if r.window == s.window && r.start(r.newest())-now <= grace {
-		return r, false
+	switch {
+	case p.Allowed:
+	case p.Cost > l.Requests:
+		v.RetryAfter = limiter.Never
+	default:
+		v.RetryAfter = wait(float64(r.gone(r.freeing(total+p.Cost-l.Requests)) - now))
 	}
-	return ring{s, s.at(now), binary.LittleEndian.AppendUint32(nil, uint32(total))}, true
+	return v
+}
+
+// loadRing gives what a state says now, in the slots of a limit.
+func loadRing(state []byte, now int64, l *limiter.Limit) ring {
+	s := slotsOf(l.Window.Microseconds())
+	empty := ring{slots: s, first: s.at(now)}
+	if len(state) == 0 {
+		return empty
+	}
+	r := wholeRing(state)
+	ahead := r.start(r.newest()) - now
+	gone := max(0, r.at(now)-r.number-r.first)
+	if gone >= r.len() {
+		return empty
+	}
+	for i := range gone {
+		r.total -= r.count(i)
+	}
+	r.first += gone
+	r.counts = r.counts[4*gone:]
+	switch {
+	case r.total == 0:
+		return empty
+	case r.window == s.window && ahead <= grace:
+		return r
+	}
+	// Into other slots goes the whole count, so that a change never gives anything.
+	empty.total, empty.counts, empty.moved = r.total, binary.LittleEndian.AppendUint32(nil, uint32(r.total)), true
+	return empty
 }
 
 // wholeRing gives all that is in a state, in the slots that it was written in.
 func wholeRing(state []byte) ring {
 	window, first := unpack(state)
-	return ring{slotsOf(int64(window)), int64(first), state[16:]}
-}
-
-// readRing gives what still counts of a state.
-func readRing(state []byte, now int64) ring {
-	r := wholeRing(state)
-	gone := max(0, r.at(now)-r.number-r.first)
-	r.first += gone
-	r.counts = r.counts[4*min(gone, r.len()):]
-	return r
+	_, total := unpack(state[8:])
+	return ring{slots: slotsOf(int64(window)), first: int64(first), total: int64(total), counts: state[ringHeader:]}
 }
 
 func (r ring) len() int64 { return int64(len(r.counts) / 4) }
@@ -196,18 +203,14 @@ func (r ring) count(i int64) int64 { return int64(binary.LittleEndian.Uint32(r.c
 
 func (r ring) newest() int64 { return r.first + r.len() - 1 }
 
-func (r ring) total() int64 {
-	var sum int64
-	for i := range r.len() {
-		sum += r.count(i)
-	}
-	return sum
-}
+// end gives the time from which on nothing of the ring counts.
+func (r ring) end() int64 { return r.gone(r.newest()) }
 
 // freeing gives the slot with which at least so many units are gone.
 func (r ring) freeing(units int64) int64 {
 	i := int64(0)
-	for units -= r.count(i); units > 0; units -= r.count(i) {
+	for i < r.len()-1 && units > r.count(i) {
+		units -= r.count(i)
 		i++
 	}
 	return r.first + i
@@ -222,11 +225,11 @@ func (r ring) oldest() int64 {
 	return r.first + i
 }
 
-// add takes more in the slot current, and gives the state.
-func (r ring) add(dst []byte, current, units int64) []byte {
-	dst = pack(dst, float64(r.window), float64(r.first))
+// add takes more in the slot newest, and appends the state.
+func (r ring) add(dst []byte, newest, units int64) []byte {
+	dst = pack(dst, float64(r.window), float64(r.first), float64(r.total+units))
 	dst = append(dst, r.counts...)
-	for range current - r.newest() {
+	for range newest - r.newest() {
 		dst = append(dst, 0, 0, 0, 0)
 	}
 	last := dst[len(dst)-4:]
@@ -234,14 +237,15 @@ func (r ring) add(dst []byte, current, units int64) []byte {
 	return dst
 }
 
-func giveBackSlidingWindowRing(dst, state []byte, now int64, _ limiter.Limit, cost int64, receipt []byte) ([]byte, int64) {
-	r, charged := wholeRing(state), wholeRing(receipt)
-	ttl := r.gone(r.newest()) - now
-	slot := charged.newest() - r.first
-	if charged.window != r.window || slot < 0 || slot >= r.len() || ttl <= 0 {
-		return nil, 0
+func amendSlidingWindowRing(t *Taking, state []byte, now int64, l *limiter.Limit, c Charge) {
+	r := wholeRing(state)
+	i := c.Receipt - r.first
+	if r.window != l.Window.Microseconds() || i < 0 || i >= r.len() || r.end() <= now {
+		return
 	}
-	next := append(dst, state...)
-	binary.LittleEndian.PutUint32(next[len(dst)+16+4*int(slot):], uint32(max(0, r.count(slot)-cost)))
-	return next, ttl + slack
+	back := min(r.count(i), c.Cost)
+	t.Next = pack(t.Next, float64(r.window), float64(r.first), float64(r.total-back))
+	t.Next = append(t.Next, r.counts...)
+	binary.LittleEndian.PutUint32(t.Next[ringHeader+4*i:], uint32(r.count(i)-back))
+	t.TTL = r.end() - now
 }

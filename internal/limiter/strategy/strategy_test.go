@@ -19,6 +19,13 @@ var epoch = time.Date(2026, time.January, 1, 0, 0, 15, 0, time.UTC).UnixMicro()
 // charge is a cost that was admitted.
 type charge struct{ at, cost int64 }
 
+// decide decides a request with one hit.
+func decide(e *strategy.Evaluator, now int64, h limiter.Hit, c *strategy.Counter) limiter.Verdict {
+	verdicts := make([]limiter.Verdict, 1)
+	e.Decide(now, []limiter.Hit{h}, []*strategy.Counter{c}, verdicts)
+	return verdicts[0]
+}
+
 // simulate decides random requests on one counter, at random times that are back by up to maxBack, and gives what
 // was admitted, at the latest time so far.
 func simulate(random *rand.Rand, l limiter.Limit, requests int, maxBack int64) []charge {
@@ -28,7 +35,7 @@ func simulate(random *rand.Rand, l limiter.Limit, requests int, maxBack int64) [
 	now, latest := epoch, epoch
 	for range requests {
 		cost := 1 + random.Int64N(1+l.Capacity()/3)
-		v := e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: cost}}, []*strategy.Counter{&c})[0]
+		v := decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: cost}, &c)
 		if v.Allowed {
 			admitted = append(admitted, charge{latest, cost})
 		}
@@ -69,7 +76,7 @@ func TestTokenBucketBound(t *testing.T) {
 		var c strategy.Counter
 		total := 0
 		for now := epoch; now <= epoch+100_000_000; now += 1000 {
-			for e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: 1}}, []*strategy.Counter{&c})[0].Allowed {
+			for decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: 1}, &c).Allowed {
 				total++
 			}
 		}
@@ -127,7 +134,7 @@ func TestFixedWindowBound(t *testing.T) {
 		var c strategy.Counter
 		total := 0
 		for now := epoch; now < epoch+100_000_000; now += 1000 {
-			for e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: 1}}, []*strategy.Counter{&c})[0].Allowed {
+			for decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: 1}, &c).Allowed {
 				total++
 			}
 		}
@@ -187,7 +194,7 @@ func TestValidate(t *testing.T) {
 			test.change(&test.limit)
 			s, _ := strategy.For(test.limit.Algorithm)
 			got := ""
-			if err := s.Validate(test.limit); err != nil {
+			if err := s.Validate(&test.limit); err != nil {
 				got = err.Error()
 			}
 			if got != test.want {
@@ -208,73 +215,6 @@ func TestCheck(t *testing.T) {
 		want := `invalid hit of limit "login" of shop/checkout: cost must be at least 0, not -2`
 		if !errors.Is(err, limiter.ErrInvalid) || err.Error() != want {
 			t.Errorf("the error is %q, not %q", err, want)
-		}
-	})
-}
-
-func TestVerdicts(t *testing.T) {
-	t.Run("a reply is four numbers for each hit", func(t *testing.T) {
-		got, err := strategy.Verdicts([]int64{1, 4, 0, 5, 0, 0, 7, 8, 0, 3, -1, 9}, 3)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := []limiter.Verdict{
-			{Allowed: true, Remaining: 4, ResetAfter: 5 * time.Microsecond},
-			{RetryAfter: 7 * time.Microsecond, ResetAfter: 8 * time.Microsecond},
-			{Remaining: 3, RetryAfter: limiter.Never, ResetAfter: 9 * time.Microsecond},
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("verdicts (-want +got):\n%s", diff)
-		}
-	})
-	t.Run("a reply of one number is the time that the call should have been for", func(t *testing.T) {
-		if now, stale := strategy.Stale([]any{epoch}); now != epoch || !stale {
-			t.Errorf("got %d and %t", now, stale)
-		}
-		if now, stale := strategy.Stale([]any{int64(1), int64(4), int64(0), int64(5)}); stale {
-			t.Errorf("four numbers tell the time %d", now)
-		}
-	})
-	t.Run("a reply of another length is an error", func(t *testing.T) {
-		if v, err := strategy.Verdicts([]int64{1, 4, 0}, 1); err == nil {
-			t.Errorf("got %+v", v)
-		}
-	})
-}
-
-func TestCall(t *testing.T) {
-	t.Run("a counter is named once, and hits point to it", func(t *testing.T) {
-		bucket := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 10, Window: time.Second, Burst: 20}
-		window := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 5, Window: time.Minute}
-		keys, args := strategy.Call(epoch,
-			[]limiter.Hit{{Key: "a", Limit: bucket, Cost: 1}, {Key: "b", Limit: window, Cost: 99, Shadow: true}},
-			[]limiter.Hit{{Key: "b", Limit: window}},
-		)
-		if diff := cmp.Diff([]string{"a", "b"}, keys); diff != "" {
-			t.Errorf("keys (-want +got):\n%s", diff)
-		}
-		want := []any{
-			2,
-			1, int64(1), 0, int64(1), int64(10), int64(1_000_000), int64(20),
-			2, int64(2), 1, int64(6), int64(5), int64(60_000_000),
-			1,
-			2, int64(2), 0, int64(0), int64(5), int64(60_000_000),
-		}
-		if diff := cmp.Diff(want, args); diff != "" {
-			t.Errorf("arguments (-want +got):\n%s", diff)
-		}
-	})
-	t.Run("a calendar is told as the starts of the last window, this one and three more", func(t *testing.T) {
-		l := limiter.Limit{
-			Algorithm: limiter.CalendarWindow, Requests: 5, Calendar: limiter.Calendar{Unit: limiter.Month, TimeZone: "UTC"},
-		}
-		_, args := strategy.Call(epoch, []limiter.Hit{{Key: "a", Limit: l, Cost: 1}})
-		want := []any{1, 1, int64(6), 0, int64(1), int64(5)}
-		for n := range 5 {
-			want = append(want, time.Date(2025, time.Month(12+n), 1, 0, 0, 0, 0, time.UTC).UnixMicro())
-		}
-		if diff := cmp.Diff(want, args); diff != "" {
-			t.Errorf("arguments (-want +got):\n%s", diff)
 		}
 	})
 }

@@ -2,9 +2,10 @@
 
 // Package strategy holds the counting algorithms, each written twice: in Lua for Redis, and in Go.
 //
-// A strategy is a pure rule: from the state of a counter, the time, a limit and a cost it makes a verdict
-// and the next state. [Script] runs the rules inside Redis, [Evaluator] in process; both decide a request by
-// all of its hits at once, and both write the same bytes.
+// A strategy is a pure rule: from the state of a counter, the time, a limit and a cost it makes the number of
+// requests that are admitted and the next state. [Script] runs the rules inside Redis, [Evaluator] in process; both
+// decide a request by all of its hits at once, and both write the same bytes. What a verdict tells beside, both
+// work out in Go, from what the rule left.
 package strategy
 
 import (
@@ -18,55 +19,83 @@ import (
 )
 
 // strategies is the one place that names them all.
-var strategies = map[limiter.Algorithm]Strategy{
-	limiter.CalendarWindow:           calendarWindow,
-	limiter.FixedWindow:              fixedWindow,
-	limiter.LeakyBucketMeter:         leakyBucketMeter,
-	limiter.SlidingWindowApproximate: slidingWindowApproximate,
-	limiter.SlidingWindowRing:        slidingWindowRing,
-	limiter.TokenBucket:              tokenBucket,
+var strategies = map[limiter.Algorithm]*Strategy{
+	limiter.CalendarWindow:           &calendarWindow,
+	limiter.FixedWindow:              &fixedWindow,
+	limiter.LeakyBucketMeter:         &leakyBucketMeter,
+	limiter.SlidingWindowApproximate: &slidingWindowApproximate,
+	limiter.SlidingWindowRing:        &slidingWindowRing,
+	limiter.TokenBucket:              &tokenBucket,
 }
 
-// Strategy is one algorithm.
+// Strategy is one algorithm. Times are microseconds, now since the Unix epoch. An empty state is that of a counter
+// from which nothing was taken, or not for long. Limits have to be valid, and costs at most one above the capacity.
 type Strategy struct {
-	// Validate says what is wrong with a limit, in the words of the API: "burst must be at least 1". A
-	// limit has to be valid for everything else here.
-	Validate func(l limiter.Limit) error
-	// Take is the rule. Times are microseconds, now since the Unix epoch. An empty state is that of a
-	// counter from which nothing was taken, or not for long.
-	//
-	// The next state is appended to dst, which must not overlap state. It is nil where nothing changes:
-	// a denial and a cost of 0 take nothing. They change the state all the same where it can't stay as
-	// it is because the clock was set back or the window is another; such a change takes and gives
-	// nothing, and is to be kept even when the request is refused. After ttl the next state says
-	// nothing that an empty one doesn't.
-	Take func(dst, state []byte, now int64, l limiter.Limit, cost int64) (v limiter.Verdict, next []byte, ttl int64)
-	// GiveBack undoes a charge of this cost that left the state receipt. State is the counter's now, with what
-	// others took since, and is never empty. The next state is nil where nothing can be given back, since what
-	// was charged doesn't count any more.
-	GiveBack func(dst, state []byte, now int64, l limiter.Limit, cost int64, receipt []byte) (next []byte, ttl int64)
+	// Validate says what is wrong with a limit, in the words of the API: "burst must be at least 1".
+	Validate func(l *limiter.Limit) error
+	// Take is the rule: so many equal requests take from a counter, one after the other. A cost of 0 takes
+	// nothing and is always admitted.
+	Take func(t *Taking, state []byte, now int64, l *limiter.Limit, cost, times int64)
+	// Tell makes the verdict of one of these requests, from what Take said.
+	Tell func(said []byte, now int64, l *limiter.Limit, p Place) limiter.Verdict
+	// Amend refunds the charge that receipt is for, or renews it, where state is the counter's now, with what
+	// others took since, and is never empty. Where the charge doesn't count any more, Next stays empty.
+	Amend func(t *Taking, state []byte, now int64, l *limiter.Limit, c Charge)
 
 	// code stands for the strategy on the wire, and layout before its states in Redis, so that no strategy
 	// reads a state that it doesn't understand: it takes it for an empty one. A new layout takes a new number,
 	// and an old one is never used again.
 	code, layout byte
-	// lua is the body of a Lua function that gives the rule: a function of state (nil when empty), now, cost and
-	// params. It returns whether the cost is allowed, what remains, the waits to retry (-1 for never) and to
-	// reset, and the next state (or nil) with its time to live.
+	// smallest is how many bytes at least follow the layout in what Take says.
+	smallest int
+	// lua is the body of a Lua function of the parameters that gives Take as a function of state (nil when empty,
+	// else with its layout), cost, times and counter, which is the index in KEYS. That gives how many are
+	// admitted, the state, microseconds to live if it is a new one, and what it says, if that is not the state.
 	lua string
-	// giveBackLua is GiveBack as a Lua function of state, now, cost, receipt and params.
-	giveBackLua string
-	// params gives the parameters that the Lua takes. There are as many for every limit. Now is the caller's
-	// time, which may not be Redis's: a rule whose parameters are of another time sets stale, and is asked
-	// again with others.
-	params func(now int64, l limiter.Limit) []int64
+	// amendLua is the body of a Lua function of the parameters that gives Amend as a function of state, cost,
+	// receipt, whether to renew, and counter. That gives the next state and microseconds to live, or nothing.
+	amendLua string
+	// params sets the parameters that the Lua takes. Now is the caller's time, which may not be Redis's: Lua
+	// whose parameters are of another time sets stale, and is called again with others.
+	params func(p *[maxParams]float64, now int64, l *limiter.Limit)
 }
 
-// width is how many params there are.
-func (s Strategy) width() int { return len(s.params(0, limiter.Limit{})) }
+// Taking is what comes of a rule.
+type Taking struct {
+	// Admitted is how many of the requests are. The first ones are, and the others, which would have to wait,
+	// are not.
+	Admitted int64
+	// Next is the next state, and empty where nothing changes: a denial and a cost of 0 take nothing. They change
+	// the state all the same where it can't stay as it is because the clock was set back or the window is
+	// another; such a change takes and gives nothing, and is to be kept even when the request is refused.
+	Next []byte
+	// TTL is after how many microseconds Next says nothing that an empty state doesn't.
+	TTL int64
+	// Said is what to tell from. Where it is empty that is Next, or the state if that is empty as well.
+	Said []byte
+}
+
+func (t *Taking) reset() {
+	*t = Taking{Next: t.Next[:0], Said: t.Said[:0]}
+}
+
+// Place is one of the equal requests that a rule has decided together.
+type Place struct {
+	Cost    int64
+	Allowed bool
+	// Nth counts those that were admitted from 0, and Later is what those after this one were charged.
+	Nth, Later int64
+}
+
+// Charge is what was taken from a counter.
+type Charge struct {
+	Cost, Receipt int64
+	// Renew asks for it to last longer, instead of to be given back.
+	Renew bool
+}
 
 // For gives the strategy of an algorithm, and false for one that there is none of.
-func For(a limiter.Algorithm) (Strategy, bool) {
+func For(a limiter.Algorithm) (*Strategy, bool) {
 	s, ok := strategies[a]
 	return s, ok
 }
@@ -78,7 +107,8 @@ func Names() []limiter.Algorithm {
 
 // Check says why no store can decide a request of these hits, in an error that wraps [limiter.ErrInvalid].
 func Check(hits []limiter.Hit) error {
-	for i, h := range hits {
+	for i := range hits {
+		h := &hits[i]
 		if err := check(h, hits[:i]); err != nil {
 			return fmt.Errorf("%w of limit %q of %s/%s: %w", limiter.ErrInvalid, h.ID.Limit, h.ID.Namespace, h.ID.Policy, err)
 		}
@@ -86,7 +116,7 @@ func Check(hits []limiter.Hit) error {
 	return nil
 }
 
-func check(h limiter.Hit, before []limiter.Hit) error {
+func check(h *limiter.Hit, before []limiter.Hit) error {
 	s, ok := For(h.Limit.Algorithm)
 	if !ok {
 		return fmt.Errorf("unknown algorithm %q", h.Limit.Algorithm)
@@ -94,13 +124,15 @@ func check(h limiter.Hit, before []limiter.Hit) error {
 	if h.Key == "" {
 		return errors.New("key must not be empty")
 	}
-	if slices.ContainsFunc(before, func(b limiter.Hit) bool { return b.Key == h.Key }) {
-		return fmt.Errorf("key %q must be hit once only", h.Key)
+	for i := range before {
+		if before[i].Key == h.Key {
+			return fmt.Errorf("key %q must be hit once only", h.Key)
+		}
 	}
 	if h.Cost < 0 {
 		return fmt.Errorf("cost must be at least 0, not %d", h.Cost)
 	}
-	return s.Validate(h.Limit)
+	return s.Validate(&h.Limit)
 }
 
 const (
@@ -112,13 +144,13 @@ const (
 	longest = 1 << 53
 	// grace is how far the clock may step back before a rule stops waiting for it to catch up.
 	grace = 1_000_000
-	// slack is how much longer than it says anything a state lives. Redis counts a time to live in
-	// milliseconds, and from a moment that isn't quite the script's.
+	// slack is how much longer than it says anything a state lives: Redis counts a time to live from a moment that
+	// isn't quite the script's, and a clock may be set back.
 	slack = 1_000_000
 )
 
 // validateRate checks requests in a window.
-func validateRate(l limiter.Limit) error {
+func validateRate(l *limiter.Limit) error {
 	if err := validateRequests(l); err != nil {
 		return err
 	}
@@ -133,7 +165,7 @@ func validateRate(l limiter.Limit) error {
 	return nil
 }
 
-func validateRequests(l limiter.Limit) error {
+func validateRequests(l *limiter.Limit) error {
 	switch {
 	case l.Requests < 1:
 		return fmt.Errorf("requests must be at least 1, not %d", l.Requests)

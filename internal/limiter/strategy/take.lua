@@ -1,126 +1,154 @@
 -- SPDX-License-Identifier: Apache-2.0
 
--- Decides a batch of requests, one after the other, each by all of its hits. The rules of the strategies
--- stand before this.
+-- Decides a batch of requests, one after the other, each by all of its hits. Before this stand the functions
+-- rule, which makes what takes from a counter, and amendment, which makes what changes a charge afterwards.
 --
--- TRY    before this says that no request is to be charged, as others refuse it elsewhere.
--- LEND   before this says that what is charged may have to be given back.
--- KEYS   the counters of the batch, each once.
--- ARGV   for each request how many hits it has, and for each hit: the index of its counter in KEYS, the
---        code of its strategy, 1 if it is a shadow hit or else 0, its cost, the strategy's parameters.
--- Reply  for each hit four numbers: 1 if it is allowed or else 0, what remains, microseconds until it fits
---        (-1 for never), microseconds until there is more. All are 0 for a shadow hit of a refused request.
---        If it lends, then for each hit that is no shadow a receipt: the state that its charge left, or
---        nothing where nothing was charged.
---        Or one number, if the parameters of a hit are not for this time: the time. Then nothing was changed.
+-- KEYS     the counters of the batch, each once.
+-- ARGV[1]  the terms on which they are hit, each once: WIDTH doubles, which are the code of the strategy, the
+--          layout of its states, the cost, 1 for a shadow hit or else 0, and the strategy's parameters.
+-- ARGV[2]  the requests, as bytes and pairs of bytes, the higher one first. Each is one byte for its mode, one for
+--          how many equal requests it stands for, a pair for the number of its hits, and for each hit a pair
+--          for its counter and a pair for its terms, both counted from 0. In the modes REFUND and RENEW there is
+--          one hit, and the receipt of its charge follows as a double.
+-- Reply    the time, in microseconds since the Unix epoch, and for each hit of the modes TAKE and TRY how many of
+--          the equal requests it would admit, and what the verdicts are to be told from: the counter's
+--          state, if the rule gives nothing else. The time alone, if parameters are of another time: then nothing
+--          was changed.
 --
--- All numbers are integers. A script is not undone when it fails, so everything is computed first, and
--- written last.
+-- Where all hits count one request more, but those that are shadows, it is charged to all. TRY charges nothing.
+-- A script is not undone when it fails, so everything is computed first, and written last.
 
--- The clock moves while a script runs: one batch is at one time.
-local clock = redis.call('TIME')
-local now = clock[1] * 1000000 + clock[2]
-
-local args = {}
-for i = 1, #ARGV do args[i] = tonumber(ARGV[i]) end
-
--- What is known of each counter: the layout of its state, the state, and a time to live if it is to be written.
-local counters = {}
-
-local function read(index)
-  local value = redis.call('GET', KEYS[index])
-  if not value then return {} end
-  return {layout = string.byte(value), state = string.sub(value, 2)}
-end
-
--- Redis runs this text from its start at every call: a rule is made only where a hit needs it.
+-- What each counter holds, and the layout of that: 0 for nothing that any rule wrote.
+local values, kinds = redis.call('MGET', unpack(KEYS)), {}
+-- What is to be written: seconds to live, by counter.
+local ttls = {}
+local terms = {read('<' .. string.rep('d', #ARGV[1] / 8), ARGV[1])}
+local requests = ARGV[2]
 local rules = {}
+local reply, size = {now}, 1
 
-local function rule(code)
-  if not rules[code] then rules[code] = makers[code]() end
-  return rules[code]
-end
-
-local function take(at, cost)
-  local index, code = args[at], args[at + 1]
-  local counter = counters[index]
-  if not counter then
-    counter = read(index)
-    counters[index] = counter
+-- Gives the state of a counter as far as the terms can read it.
+local function load(counter, first)
+  local kind = kinds[counter]
+  if not kind then
+    kind = values[counter] and byte(values[counter]) or 0
+    kinds[counter] = kind
   end
-  local state = nil
-  if counter.layout == layouts[code] then state = counter.state end
-  return rule(code)(state, now, cost, unpack(args, at + 4, at + 3 + widths[code]))
+  if kind == terms[first + 1] then return values[counter] end
 end
 
-local function keep(at, state, ttl)
-  if state then
-    counters[args[at]] = {layout = layouts[args[at + 1]], state = state, ttl = ttl}
+local function store(counter, first, state, ttl)
+  if ttl > LONGEST then ttl = LONGEST end
+  values[counter], kinds[counter], ttls[counter] = state, terms[first + 1], ceil((ttl + SLACK) / 1000000)
+end
+
+-- Has so many equal requests take from a counter, and gives how many of them it admits and their state.
+local function evaluate(counter, first, times)
+  local take = rules[first]
+  if not take then
+    take = rule(terms[first], unpack(terms, first + 4, first + WIDTH - 1))
+    rules[first] = take
   end
+  return take(load(counter, first), terms[first + 2], times, counter)
 end
 
-local reply, receipts = {}, {}
-
-local function answer(slot, allowed, remaining, retry, reset)
-  reply[slot] = allowed and 1 or 0
-  reply[slot + 1], reply[slot + 2], reply[slot + 3] = remaining, retry, reset
+local function answer(slot, admitted, said)
+  reply[slot], reply[slot + 1] = admitted, said or ''
 end
 
--- Takes the cost from the counter of the hit, whatever the other hits say.
-local function charge(at, slot, cost)
-  local allowed, remaining, retry, reset, state, ttl = take(at, cost)
-  answer(slot, allowed, remaining, retry, reset)
-  keep(at, state, ttl)
+-- Has requests with this one hit take from its counter: it needs nobody's consent.
+local function takeAlone(counter, first, times)
+  local admitted, state, ttl, said = evaluate(counter, first, times)
+  if ttl then store(counter, first, state, ttl) end
+  answer(size + 1, admitted, said or state)
+  size = size + 2
 end
 
--- Decides the request whose hits start at args[at], and gives where the next request starts.
-local function decide(at, hits)
-  local first, admitted = #reply + 1, not TRY
-  local enforced, shadows = {}, {}
-  for i = 1, hits do
-    local slot = first + 4 * (i - 1)
-    if args[at + 2] == 1 then
-      answer(slot, false, 0, 0, 0)
-      shadows[#shadows + 1] = {at = at, slot = slot}
-    else
-      local allowed, remaining, retry, reset, state, ttl = take(at, args[at + 3])
-      answer(slot, allowed, remaining, retry, reset)
-      enforced[#enforced + 1] = {at = at, slot = slot, allowed = allowed, state = state, ttl = ttl}
-      admitted = admitted and allowed
+-- Has the shadow hits, or the others, take from their counters. The least that any of them admits is what they
+-- are charged for.
+local function takeTogether(hits, times, shadow, most)
+  local admitted = most
+  for i = 1, #hits do
+    local hit = hits[i]
+    if hit.shadow == shadow then
+      hit.admitted, hit.state, hit.ttl, hit.said = evaluate(hit.counter, hit.first, times)
+      if not shadow and hit.admitted < admitted then admitted = hit.admitted end
     end
-    at = at + 4 + widths[args[at + 1]]
   end
-  for _, hit in ipairs(enforced) do
-    if admitted or not hit.allowed then
-      keep(hit.at, hit.state, hit.ttl)
-    else
-      -- It would have been charged, had no other limit refused. What remains is all there is.
-      charge(hit.at, hit.slot, 0)
+  for i = 1, #hits do
+    local hit = hits[i]
+    if hit.shadow == shadow then
+      if not shadow and hit.admitted > admitted then
+        local _
+        _, hit.state, hit.ttl, hit.said = evaluate(hit.counter, hit.first, admitted)
+      end
+      if hit.ttl then store(hit.counter, hit.first, hit.state, hit.ttl) end
+      answer(hit.slot, hit.admitted, hit.said or hit.state)
     end
-    if LEND then receipts[#receipts + 1] = admitted and hit.state or '' end
   end
-  if admitted then
-    for _, hit in ipairs(shadows) do charge(hit.at, hit.slot, args[hit.at + 3]) end
-  end
-  return at
+  return admitted
 end
 
-local at = 1
-while at <= #args do
-  at = decide(at + 1, args[at])
+local function takeAll(at, number, times, most)
+  local hits = {}
+  for i = 1, number do
+    local c1, c2, t1, t2 = byte(requests, at, at + 3)
+    local first = (t1 * 256 + t2) * WIDTH + 1
+    hits[i] = {counter = c1 * 256 + c2 + 1, first = first, shadow = terms[first + 3] == 1, slot = size + 1}
+    answer(size + 1, 0)
+    at, size = at + 4, size + 2
+  end
+  local admitted = takeTogether(hits, times, false, most)
+  if admitted > 0 then takeTogether(hits, admitted, true, admitted) end
+end
+
+-- Refunds or renews a charge. What is gone owes nothing, and what another strategy has written can't be told.
+local function amend(counter, first, receipt, renew)
+  local state = load(counter, first)
+  if not state then return end
+  local change = amendment(terms[first], unpack(terms, first + 4, first + WIDTH - 1))
+  local next, ttl = change(state, terms[first + 2], receipt, renew, counter)
+  if next then store(counter, first, next, ttl) end
+end
+
+local at, last = 1, #requests
+while at <= last do
+  local mode, times, n1, n2, c1, c2, t1, t2 = byte(requests, at, at + 7)
+  local number, counter, first = n1 * 256 + n2, c1 * 256 + c2 + 1, (t1 * 256 + t2) * WIDTH + 1
+  if mode == REFUND or mode == RENEW then
+    amend(counter, first, read('<d', requests, at + 8), mode == RENEW)
+    at = at + 16
+  else
+    if mode == TAKE and number == 1 then
+      takeAlone(counter, first, times)
+    else
+      takeAll(at + 4, number, times, mode == TRY and 0 or times)
+    end
+    at = at + 4 + 4 * number
+  end
 end
 
 if stale then return {now} end
 
-for i = 1, #KEYS do
-  local counter = counters[i]
-  if counter and counter.ttl then
-    -- Rounded down, a counter could be forgotten before it is full again.
-    local ttl = string.format('%.0f', ceil(counter.ttl / 1000))
-    redis.call('SET', KEYS[i], string.char(counter.layout) .. counter.state, 'PX', ttl)
+-- Numbers are slow to write, and many counters live equally long.
+local texts = {}
+for counter = 1, #KEYS do
+  local ttl = ttls[counter]
+  if ttl then
+    -- Rounded down, a counter could be forgotten while it still counts.
+    if ttl > 120 then ttl = ceil(ttl / 60) * 60 end
+    local text = texts[ttl]
+    if not text then
+      text = string.format('%.0f', ttl)
+      texts[ttl] = text
+    end
+    local state = values[counter]
+    if type(state) == 'string' then
+      redis.call('SETEX', KEYS[counter], text, state)
+    else
+      state.save(KEYS[counter], text)
+    end
   end
 end
-
-for _, receipt in ipairs(receipts) do reply[#reply + 1] = receipt end
 
 return reply

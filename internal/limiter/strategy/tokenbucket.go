@@ -12,25 +12,25 @@ import (
 var tokenBucket = Strategy{
 	code:     1,
 	layout:   1,
+	smallest: 16,
 	Validate: validateTokenBucket,
-	Take:     takeTokenBucket,
-	GiveBack: giveBackTokenBucket,
-	params: func(_ int64, l limiter.Limit) []int64 {
-		return []int64{l.Requests, l.Window.Microseconds(), l.Burst}
+	Take: func(t *Taking, state []byte, now int64, l *limiter.Limit, cost, times int64) {
+		takeBucket(t, loadBucket(state, now, l, l.Burst), now, cost, l.Burst, times)
 	},
-	lua:         `return bucket`,
-	giveBackLua: giveBackBucketLua,
+	Tell: func(said []byte, now int64, l *limiter.Limit, p Place) limiter.Verdict {
+		return tellBucket(loadBucket(said, now, l, l.Burst), now, l.Burst, p)
+	},
+	Amend: func(t *Taking, state []byte, now int64, l *limiter.Limit, c Charge) {
+		amendBucket(t, state, now, l, l.Burst, c)
+	},
+	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
+		p[0], p[1], p[2], p[3] = float64(l.Requests), float64(l.Window.Microseconds()), float64(l.Burst), float64(l.Burst)
+	},
+	lua:      bucketLua,
+	amendLua: amendBucketLua,
 }
 
-func takeTokenBucket(dst, state []byte, now int64, l limiter.Limit, cost int64) (limiter.Verdict, []byte, int64) {
-	return takeBucket(dst, state, now, l, cost, l.Burst)
-}
-
-func giveBackTokenBucket(dst, state []byte, now int64, l limiter.Limit, cost int64, receipt []byte) ([]byte, int64) {
-	return giveBackBucket(dst, state, now, l, cost, l.Burst, receipt)
-}
-
-func validateTokenBucket(l limiter.Limit) error {
+func validateTokenBucket(l *limiter.Limit) error {
 	if err := validateRate(l); err != nil {
 		return err
 	}

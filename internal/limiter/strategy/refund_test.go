@@ -13,19 +13,17 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// loan is an admission that can be given back.
+// loan is an admission that can be refunded.
 type loan struct {
-	at, cost int64
-	receipt  []byte
-	returned bool
+	at, cost, receipt int64
+	returned          bool
 }
 
-// borrow draws requests on one counter, of which some are given back later, and gives all that were admitted.
+// borrow draws requests on one counter, of which some are refunded later, and gives all that were admitted.
 func borrow(rt *rapid.T, l limiter.Limit) []*loan {
 	var e strategy.Evaluator
 	var c strategy.Counter
 	var loans []*loan
-	s, _ := strategy.For(l.Algorithm)
 	now, last := epoch, limiter.Verdict{}
 	for range rapid.IntRange(1, 100).Draw(rt, "number") {
 		switch rapid.IntRange(0, 4).Draw(rt, "step") {
@@ -37,27 +35,22 @@ func borrow(rt *rapid.T, l limiter.Limit) []*loan {
 			now += rapid.Int64Range(0, l.Window.Microseconds()).Draw(rt, "window")
 		}
 		out := slices.DeleteFunc(slices.Clone(loans), func(b *loan) bool { return b.returned })
-		if len(out) > 0 && rapid.IntRange(0, 2).Draw(rt, "back") == 0 {
+		if len(out) > 0 && rapid.IntRange(0, 2).Draw(rt, "refund") == 0 {
 			b := out[rapid.IntRange(0, len(out)-1).Draw(rt, "loan")]
 			b.returned = true
-			if c.Expires <= now {
-				continue // A store has forgotten the counter: there is nothing to give back to.
-			}
-			if next, ttl := s.GiveBack(nil, c.State, now, l, b.cost, b.receipt); next != nil {
-				c.State, c.Expires = next, now+ttl
-			}
+			e.Amend(now, &limiter.Hit{Limit: l, Cost: b.cost}, &c, b.receipt, false)
 			continue
 		}
 		cost := costs(rt, l, last)
-		last = e.Decide(now, []limiter.Hit{{Key: "a", Limit: l, Cost: cost}}, []*strategy.Counter{&c})[0]
+		last = decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: cost}, &c)
 		if last.Allowed {
-			loans = append(loans, &loan{at: now, cost: cost, receipt: slices.Clone(c.State)})
+			loans = append(loans, &loan{at: now, cost: cost, receipt: last.Receipt})
 		}
 	}
 	return loans
 }
 
-// kept gives the admissions that were not given back.
+// kept gives the admissions that were not refunded.
 func kept(loans []*loan) (charges []charge, events []event) {
 	for _, b := range loans {
 		if !b.returned {
@@ -68,7 +61,7 @@ func kept(loans []*loan) (charges []charge, events []event) {
 	return charges, events
 }
 
-func TestGivingBackKeepsBounds(t *testing.T) {
+func TestRefundsKeepBounds(t *testing.T) {
 	bounds := map[limiter.Algorithm]func(rt *rapid.T, l limiter.Limit, loans []*loan){
 		limiter.TokenBucket: func(rt *rapid.T, l limiter.Limit, loans []*loan) {
 			charges, _ := kept(loans)
@@ -107,7 +100,7 @@ func TestGivingBackKeepsBounds(t *testing.T) {
 		},
 	}
 	for _, algorithm := range strategy.Names() {
-		t.Run(string(algorithm)+" lets no more through for what is given back", func(t *testing.T) {
+		t.Run(string(algorithm)+" lets no more through for what is refunded", func(t *testing.T) {
 			rapid.Check(t, func(rt *rapid.T) {
 				l := limiter.Limit{
 					Algorithm: algorithm,
@@ -149,18 +142,20 @@ func ends(charges []charge) []charge {
 	return moved
 }
 
-func TestGivingBackAtOnce(t *testing.T) {
+func TestRefundAtOnce(t *testing.T) {
 	for _, algorithm := range strategy.Names() {
-		t.Run(string(algorithm)+" is as before when what was taken is given back at once", func(t *testing.T) {
+		t.Run(string(algorithm)+" is as before when what was taken is refunded at once", func(t *testing.T) {
 			l := limiter.Limit{Algorithm: algorithm, Requests: 3, Window: time.Minute, Burst: 3}
 			l.Calendar = limiter.Calendar{Unit: limiter.Day, TimeZone: "UTC"}
-			s, _ := strategy.For(algorithm)
 			var e strategy.Evaluator
 			var c strategy.Counter
 			want := peek(c, epoch, l, 1)
-			e.Decide(epoch, []limiter.Hit{{Key: "a", Limit: l, Cost: 1}}, []*strategy.Counter{&c})
-			c.State, _ = s.GiveBack(nil, c.State, epoch+1000, l, 1, slices.Clone(c.State))
-			if got := peek(c, epoch, l, 1); got != want {
+			h := limiter.Hit{Key: "a", Limit: l, Cost: 1}
+			v := decide(&e, epoch, h, &c)
+			e.Amend(epoch+1000, &h, &c, v.Receipt, false)
+			got := peek(c, epoch, l, 1)
+			want.Receipt, got.Receipt = 0, 0
+			if got != want {
 				t.Errorf("it says %+v, not %+v", got, want)
 			}
 		})

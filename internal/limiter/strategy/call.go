@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package strategy
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/weir-dev/weir/internal/limiter"
+)
+
+const (
+	// width is how many doubles the terms of a hit are: four that all have, and the parameters.
+	width = 4 + maxParams
+	// maxParams is the most parameters that a strategy has.
+	maxParams = 6
+	// maxTimes is the most equal requests that are decided as one.
+	maxTimes = math.MaxUint8
+)
+
+// Request is one request of a [Call]. Its hits have to pass [Check].
+type Request struct {
+	Hits []limiter.Hit
+	// Try asks what each hit would be told, and charges nothing.
+	Try bool
+	// Receipts, if there are any, are those of charges: one for each hit. They are refunded, or renewed.
+	Receipts []int64
+	Renew    bool
+}
+
+// Call is one call of [Script]. The zero value has no requests; a Call can be used again after [Call.Reset], and keeps
+// its memory. It is not safe for concurrent use.
+type Call struct {
+	now      int64
+	keys     []string
+	terms    []byte
+	requests []byte
+
+	counters map[string]int
+	known    map[term]int
+	// newest is what the hits of a counter were last on: most are on the same terms.
+	newest      term
+	newestPlace int
+	groups      []group
+	// places has, for each request in the order of Add, its group and its place in it.
+	places []place
+	// last is, by counter, the last group that hits it, and -1 where that is none, or a charge came after it.
+	last []int
+	// touched are the counters of the request that is being added.
+	touched []int
+	hits    int
+}
+
+// term is what hits of different counters can have in common.
+type term struct {
+	limit  limiter.Limit
+	cost   int64
+	shadow bool
+}
+
+// group is equal requests, which are decided as one.
+type group struct {
+	Request
+	times int
+	// start and end are where its bytes are in the call's requests.
+	start, end int
+}
+
+type place struct{ group, nth int }
+
+// Reset makes the call one without requests. Now is microseconds since the Unix epoch: the caller's time, or what
+// [ErrStale] told it of Redis's.
+func (c *Call) Reset(now int64) {
+	if c.counters == nil {
+		c.counters, c.known = map[string]int{}, map[term]int{}
+	}
+	clear(c.counters)
+	clear(c.known)
+	clear(c.groups)
+	c.now, c.newest, c.newestPlace, c.hits = now, term{}, -1, 0
+	c.keys, c.terms, c.requests = nil, c.terms[:0], c.requests[:0]
+	c.groups, c.places, c.last = c.groups[:0], c.places[:0], c.last[:0]
+}
+
+// Add adds a request, to be decided after those that were added before. Equal ones are decided as one where that
+// makes no difference.
+func (c *Call) Add(r Request) {
+	if len(r.Receipts) > 0 {
+		c.addCharges(r)
+		return
+	}
+	start := len(c.requests)
+	m := modeTake
+	if r.Try {
+		m = modeTry
+	}
+	c.open(m, len(r.Hits))
+	c.touched = c.touched[:0]
+	for i := range r.Hits {
+		c.touched = append(c.touched, c.addHit(&r.Hits[i]))
+	}
+	if g := c.last[c.touched[0]]; g >= 0 && c.joins(g, start) {
+		c.requests = c.requests[:start]
+		c.places = append(c.places, place{g, c.groups[g].times})
+		c.groups[g].times++
+		c.requests[c.groups[g].start+1]++
+		return
+	}
+	for _, counter := range c.touched {
+		c.last[counter] = len(c.groups)
+	}
+	c.places = append(c.places, place{len(c.groups), 0})
+	c.groups = append(c.groups, group{Request: r, times: 1, start: start, end: len(c.requests)})
+	c.hits += len(r.Hits)
+}
+
+// joins says whether the request that starts there is equal to those of a group, and nothing has hit any of its
+// counters since: so it may as well have come right after them.
+func (c *Call) joins(g, start int) bool {
+	old := &c.groups[g]
+	for _, counter := range c.touched {
+		if c.last[counter] != g {
+			return false
+		}
+	}
+	const sizes = 2 // The mode and the number come first; the number of hits, the counters and the terms decide.
+	return old.times < maxTimes && c.requests[old.start] == c.requests[start] &&
+		string(c.requests[old.start+sizes:old.end]) == string(c.requests[start+sizes:])
+}
+
+// addCharges adds what was charged, one by one: each of them stands for itself.
+func (c *Call) addCharges(r Request) {
+	m := modeRefund
+	if r.Renew {
+		m = modeRenew
+	}
+	for i := range r.Hits {
+		c.open(m, 1)
+		c.last[c.addHit(&r.Hits[i])] = -1
+		c.requests = binary.LittleEndian.AppendUint64(c.requests, math.Float64bits(float64(r.Receipts[i])))
+	}
+	c.places = append(c.places, place{-1, 0})
+}
+
+func (c *Call) open(m mode, hits int) {
+	c.requests = append(c.requests, byte(m), 1)
+	c.requests = binary.BigEndian.AppendUint16(c.requests, uint16(hits))
+}
+
+// addHit gives the place of the hit's counter.
+func (c *Call) addHit(h *limiter.Hit) (counter int) {
+	counter, ok := c.counters[h.Key]
+	if !ok {
+		counter = len(c.keys)
+		c.counters[h.Key] = counter
+		c.keys = append(c.keys, h.Key)
+		c.last = append(c.last, -1)
+	}
+	c.requests = binary.BigEndian.AppendUint16(c.requests, uint16(counter))
+	c.requests = binary.BigEndian.AppendUint16(c.requests, uint16(c.addTerm(h)))
+	return counter
+}
+
+func (c *Call) addTerm(h *limiter.Hit) int {
+	cost := costOf(h)
+	if c.newestPlace >= 0 && c.newest.cost == cost && c.newest.shadow == h.Shadow && c.newest.limit == h.Limit {
+		return c.newestPlace
+	}
+	t := term{h.Limit, cost, h.Shadow}
+	i, ok := c.known[t]
+	if !ok {
+		i = len(c.known)
+		c.known[t] = i
+		c.terms = t.appendTo(c.terms, c.now)
+	}
+	c.newest, c.newestPlace = t, i
+	return i
+}
+
+func (t term) appendTo(b []byte, now int64) []byte {
+	s := strategies[t.limit.Algorithm]
+	shadow := 0.0
+	if t.shadow {
+		shadow = 1
+	}
+	b = pack(b, float64(s.code), float64(s.layout), float64(t.cost), shadow)
+	var params [maxParams]float64
+	s.params(&params, now, &t.limit)
+	return pack(b, params[:]...)
+}
+
+// Keys are the counters, each once.
+func (c *Call) Keys() []string { return c.keys }
+
+// Args are the arguments of the call.
+func (c *Call) Args() []any { return []any{string(c.terms), string(c.requests)} }
+
+// StaleError says that a [Call] was for another time than Redis's. Nothing was decided or charged.
+type StaleError struct {
+	// Now is Redis's time, in microseconds since the Unix epoch.
+	Now int64
+}
+
+func (e *StaleError) Error() string { return fmt.Sprintf("the call is not for the time %d", e.Now) }
+
+// Verdicts reads the reply to the call. There are verdicts for the hits of each request, in the order of Add, and
+// none for those that have receipts.
+func (c *Call) Verdicts(reply []any) ([][]limiter.Verdict, error) {
+	if len(reply) == 0 {
+		return nil, errors.New("reading the verdicts: the reply is empty")
+	}
+	now, ok := reply[0].(int64)
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("reading the verdicts: %v is no time", reply[0])
+	case len(reply) == 1 && c.hits > 0:
+		return nil, &StaleError{Now: now}
+	case len(reply) != 1+2*c.hits:
+		return nil, fmt.Errorf("reading the verdicts of %d hits: the reply has %d parts, not %d", c.hits, len(reply), 1+2*c.hits)
+	}
+	answers, err := c.answers(reply[1:])
+	if err != nil {
+		return nil, err
+	}
+	return c.tell(now, answers), nil
+}
+
+// answer is what Redis says of one hit of a group.
+type answer struct {
+	admitted int64
+	said     string
+}
+
+// answers are in the order of the groups and their hits. What no rule can have said is an error: it must not be
+// told from.
+func (c *Call) answers(reply []any) ([]answer, error) {
+	answers := make([]answer, 0, c.hits)
+	for i := range c.groups {
+		g := &c.groups[i]
+		for j := range g.Hits {
+			admitted, ok := reply[0].(int64)
+			if !ok || admitted < 0 || admitted > int64(g.times) {
+				return nil, fmt.Errorf("reading the verdicts: %v of %d requests can't be admitted", reply[0], g.times)
+			}
+			said, ok := reply[1].(string)
+			if smallest := strategies[g.Hits[j].Limit.Algorithm].smallest; !ok || said != "" && len(said) <= smallest {
+				return nil, fmt.Errorf("reading the verdicts: %q is no state of %s", reply[1], g.Hits[j].Limit.Algorithm)
+			}
+			answers, reply = append(answers, answer{admitted, said}), reply[2:]
+		}
+	}
+	return answers, nil
+}
+
+// tell makes verdicts of the answers, for one request after the other.
+func (c *Call) tell(now int64, answers []answer) [][]limiter.Verdict {
+	firsts, first := make([]int, len(c.groups)), 0
+	for g := range c.groups {
+		firsts[g] = first
+		first += len(c.groups[g].Hits)
+	}
+	all := make([][]limiter.Verdict, len(c.places))
+	for i, p := range c.places {
+		if p.group < 0 {
+			continue
+		}
+		g := &c.groups[p.group]
+		all[i] = g.tell(now, answers[firsts[p.group]:][:len(g.Hits)], int64(p.nth))
+	}
+	return all
+}
+
+// tell makes the verdicts of the nth of the equal requests.
+func (g *group) tell(now int64, answers []answer, nth int64) []limiter.Verdict {
+	verdicts := make([]limiter.Verdict, len(g.Hits))
+	admitted := g.admitted(answers)
+	for i := range g.Hits {
+		h, a := &g.Hits[i], &answers[i]
+		if h.Shadow && nth >= admitted {
+			continue
+		}
+		charged := min(a.admitted, admitted)
+		p := Place{Cost: costOf(h), Nth: nth, Allowed: nth < a.admitted || !h.Shadow && a.admitted > admitted}
+		if p.Allowed && nth < charged {
+			p.Later = (charged - 1 - nth) * p.Cost
+		}
+		verdicts[i] = strategies[h.Limit.Algorithm].Tell(a.state(), now, &h.Limit, p)
+	}
+	return verdicts
+}
+
+// admitted is how many of the equal requests are: as many as all hits admit that count.
+func (g *group) admitted(answers []answer) int64 {
+	admitted := int64(g.times)
+	if g.Try {
+		return 0
+	}
+	for i := range g.Hits {
+		if !g.Hits[i].Shadow {
+			admitted = min(admitted, answers[i].admitted)
+		}
+	}
+	return admitted
+}
+
+// state is what was said without the layout before it.
+func (a *answer) state() []byte {
+	if a.said == "" {
+		return nil
+	}
+	return []byte(a.said[1:])
+}
