@@ -24,8 +24,8 @@ import (
 // may be let through. Shadow hits come last; one whose partition doesn't answer is told allowed, since it must
 // not affect the others.
 type Cluster struct {
-	client redis.Scripter
-	script *redis.Script
+	client  redis.Scripter
+	scripts scripts
 
 	mu sync.Mutex
 	// partitions have what decides the hits of each, which are in one slot: a batch is one call of one script.
@@ -37,7 +37,7 @@ var _ limiter.Store = (*Cluster)(nil)
 // NewCluster gives a store on a client that sends nothing twice but what was certainly not executed. It is bound
 // as [New] says, for each partition.
 func NewCluster(client redis.Scripter) *Cluster {
-	return &Cluster{client: client, script: script, partitions: map[string]*Store{}}
+	return &Cluster{client: client, scripts: shipped, partitions: map[string]*Store{}}
 }
 
 // Take implements [limiter.Store].
@@ -106,7 +106,7 @@ func (c *Cluster) partition(key string) *Store {
 	name := tag(key)
 	p := c.partitions[name]
 	if p == nil {
-		p = newStore(c.client, c.script)
+		p = newStore(c.client, c.scripts)
 		c.partitions[name] = p
 	}
 	return p

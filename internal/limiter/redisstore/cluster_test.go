@@ -79,7 +79,9 @@ func testSuite(t *testing.T, cluster *redistest.Cluster, client *redis.ClusterCl
 				t.Fatal(err)
 			}
 		}
-		return redisstore.NewClusterOf(client, strings.ReplaceAll(onClock(strategy.Script), "'clock'", "'{shop/0}clock'")), advance
+		return redisstore.NewClusterOf(client, func(script string) string {
+			return strings.ReplaceAll(onClock(script), "'clock'", "'{shop/0}clock'")
+		}), advance
 	})
 }
 

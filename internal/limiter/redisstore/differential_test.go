@@ -3,7 +3,9 @@
 package redisstore_test
 
 import (
+	"context"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/weir-dev/weir/internal/limiter"
@@ -28,14 +31,14 @@ func TestRedisAndGoAgree(t *testing.T) {
 	for _, algorithm := range strategy.Names() {
 		t.Run(fmt.Sprint(algorithm, " decides alike in Redis and in Go"), func(t *testing.T) {
 			h := newHistory(rand.Uint64(), algorithm)
-			if diff := h.diff(t, client, strategy.Script, times(20_000, 1_000_000)); diff != "" {
+			if diff := h.diff(t, client, onClock, times(20_000, 1_000_000)); diff != "" {
 				t.Error(diff)
 			}
 		})
 	}
 	t.Run("all algorithms decide alike on the same keys", func(t *testing.T) {
 		h := newHistory(rand.Uint64(), strategy.Names()...)
-		if diff := h.diff(t, client, strategy.Script, times(5_000, 1_000_000)); diff != "" {
+		if diff := h.diff(t, client, onClock, times(5_000, 1_000_000)); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -53,7 +56,7 @@ var faults = map[string]struct {
 	"a bucket that fills above its burst":                {"if level > burst then level = burst end", "", limiter.TokenBucket},
 	"a bucket that is charged when it denies":            {"local taken = admitted * cost", "local taken = max(1, admitted) * cost", limiter.TokenBucket},
 	"a bucket that admits one more of many":              {"- need) / cost) + 1", "- need) / cost) + 2", limiter.TokenBucket},
-	"a bucket that is forgotten before it is full":       {"(burst - level) / rate + (last - now)", "(burst - level) / rate / 2 + (last - now)", limiter.TokenBucket},
+	"a bucket that is forgotten before it is full":       {"(burst - level) / rate + (last - now)", "0", limiter.TokenBucket},
 	"a bucket that asks too little":                      {"cost < burst and cost or burst", "1", limiter.TokenBucket},
 	"a bucket without an upper bound of costs":           {"cost > most", "cost > 2 * most", limiter.TokenBucket},
 	"a meter that admits what costs more than one":       {"cost < burst and cost or burst", "cost", limiter.LeakyBucketMeter},
@@ -68,7 +71,7 @@ var faults = map[string]struct {
 	"a ring that doesn't wait for the clock":             {"each) - now > GRACE", "each) - now > 0", limiter.SlidingWindowRing},
 	"a ring that waits for the clock for ever":           {"or start_of(first + held - 1, length, each) - now > GRACE", "", limiter.SlidingWindowRing},
 	"a ring that is charged in its oldest slot":          {"counts .. string.rep('\\0\\0\\0\\0', missing)", "string.rep('\\0\\0\\0\\0', missing) .. counts", limiter.SlidingWindowRing},
-	"a ring that is forgotten too soon":                  {"counts, gone - now", "counts, gone - now - window", limiter.SlidingWindowRing},
+	"a ring that is forgotten too soon":                  {"slots, window, slots) - now)", "0, window, slots) - now)", limiter.SlidingWindowRing},
 	"an approximation that forgets a window too soon":    {"stored, previous, current = stored + length, current, 0", "stored, previous, current = stored + length, 0, 0", limiter.SlidingWindowApproximate},
 	"an approximation that weighs nothing":               {"previous * (min(left, window) / window)", "previous", limiter.SlidingWindowApproximate},
 	"an approximation that rounds its weight":            {"previous * (min(left, window) / window)", "floor(previous * (min(left, window) / window))", limiter.SlidingWindowApproximate},
@@ -76,7 +79,7 @@ var faults = map[string]struct {
 	"an approximation without tolerance":                 {"requests + TOLERANCE - count", "requests - count", limiter.SlidingWindowApproximate},
 	"an approximation that starts anew when it changes":  {"ceil(weigh(previous, stored - now, length) + current), true", "0, false", limiter.SlidingWindowApproximate},
 	"an approximation that is counted twice":             {"stored - window - now <= GRACE then return", "stored - window - now < 0 then return", limiter.SlidingWindowApproximate},
-	"an approximation that is forgotten with its window": {"finish + window - now\nend", "finish - now\nend", limiter.SlidingWindowApproximate},
+	"an approximation that is forgotten with its window": {"keep(counter, finish + window - now)", "keep(counter, finish - now)", limiter.SlidingWindowApproximate},
 	"a window that admits one more":                      {"floor((requests - count) / cost)", "floor((requests - count + 1) / cost)", limiter.FixedWindow},
 	"a window that ends a microsecond late":              {"stored > now then", "stored >= now then", limiter.FixedWindow},
 	"a window that starts anew when it changes":          {"count = taken", "count = stored == finish and taken or 0", limiter.FixedWindow},
@@ -91,9 +94,10 @@ var faults = map[string]struct {
 	"a refused request that charges shadow limits":       {"if admitted > 0 then takeTogether", "if true then takeTogether", limiter.FixedWindow},
 	"a shadow limit that refuses":                        {"terms[first + 3] == 1", "terms[first + 3] == 2", limiter.FixedWindow},
 	"a shadow limit that takes for the refused":          {"takeTogether(hits, admitted, true, admitted)", "takeTogether(hits, times, true, admitted)", limiter.FixedWindow},
-	"a batch that doesn't see its own charges":           {"values[counter], kinds[counter], ttls[counter] = state,", "values[counter], kinds[counter], ttls[counter] = values[counter] or state,", limiter.FixedWindow},
-	"a time to live that is rounded down":                {"ceil((ttl + SLACK) / 1000000)", "floor((ttl + SLACK) / 1000000)", limiter.FixedWindow},
-	"a long time to live that is rounded down":           {"ceil(ttl / 60) * 60", "floor(ttl / 60) * 60", limiter.FixedWindow},
+	"a batch that doesn't see its own charges":           {"values[counter], kinds[counter], changed[counter] = state,", "values[counter], kinds[counter], changed[counter] = values[counter] or state,", limiter.FixedWindow},
+	"a time to live that is rounded down":                {"ceil((now + ttl + SLACK) / 1000000)", "floor((now + ttl + SLACK) / 1000000)", limiter.TokenBucket},
+	"a time to live that is never put off":               {"if expiry >= due then", "if expiry > 0 then", limiter.FixedWindow},
+	"an end that is told and not written":                {"extended[counter] and expiries[counter]", "not values[counter] and expiries[counter]", limiter.FixedWindow},
 }
 
 // TestBrokenScriptsAreFound says that the comparison would find an error.
@@ -101,10 +105,10 @@ func TestBrokenScriptsAreFound(t *testing.T) {
 	client := redistest.Start(t).Client(t)
 	for name, fault := range faults {
 		t.Run(name+" is found", func(t *testing.T) {
-			broken := strings.ReplaceAll(strategy.Script, fault.right, fault.wrong)
-			if strings.Count(strategy.Script, fault.right) == 0 {
+			if !strings.Contains(strategy.Script, fault.right) {
 				t.Fatalf("the script has no %q", fault.right)
 			}
+			broken := func(script string) string { return onClock(strings.ReplaceAll(script, fault.right, fault.wrong)) }
 			h := newHistory(rand.Uint64(), fault.of)
 			if h.diff(t, client, broken, 20_000) == "" {
 				t.Error("20,000 requests were decided alike")
@@ -116,7 +120,7 @@ func TestBrokenScriptsAreFound(t *testing.T) {
 // TestPreciseAtAnyRate would fail for a bucket that keeps a time as one double, or whole microseconds.
 func TestPreciseAtAnyRate(t *testing.T) {
 	client := redistest.Start(t).Client(t)
-	script, ctx := redis.NewScript(onClock(strategy.Script)), t.Context()
+	scripts, ctx := deploy(t, client, onClock), t.Context()
 	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 900_000, Window: time.Second, Burst: 100}
 	now := storetest.Epoch.UnixMicro()
 	admitted := 0
@@ -124,7 +128,7 @@ func TestPreciseAtAnyRate(t *testing.T) {
 		now += 13
 		call := callOf(now, batchOf(limiter.Hit{Key: "precise", Limit: l, Cost: 1}, 20))
 		client.Set(ctx, "clock", now, 0)
-		reply, err := script.Run(ctx, client, call.Keys(), call.Args()...).Slice()
+		reply, err := scripts.run(ctx, client, call).Slice()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -172,14 +176,30 @@ type batch struct {
 	caller   int64
 	requests [][]limiter.Hit
 	want     outcome
+	// needed are the microseconds until which the states count.
+	needed map[string]int64
 }
 
 // outcome is all that can be seen of a call.
 type outcome struct {
 	Verdicts []limiter.Verdict
-	// States and milliseconds to live of what was ever written, by key.
+	// States of what was ever written, by key, with their layouts.
 	States map[string]string
-	TTLs   map[string]string
+	// expiries are the seconds in which they expire: as they say, and as Redis was told.
+	expiries map[string][2]int64
+}
+
+// lives says what is wrong with when the states expire.
+func (o outcome) lives(b batch) string {
+	for key, e := range o.expiries {
+		switch {
+		case e[0] > e[1]:
+			return fmt.Sprintf("%s says that it expires at %d, and does at %d", key, e[0], e[1])
+		case e[0]*1_000_000 < b.needed[key]:
+			return fmt.Sprintf("%s expires at %d s, and counts until %d us", key, e[0], b.needed[key])
+		}
+	}
+	return ""
 }
 
 func newHistory(seed uint64, algorithms ...limiter.Algorithm) *history {
@@ -195,25 +215,23 @@ func newHistory(seed uint64, algorithms ...limiter.Algorithm) *history {
 }
 
 // diff runs so many requests through both, and gives the first difference.
-func (h *history) diff(t *testing.T, client *redis.Client, script string, requests int) string {
+func (h *history) diff(t *testing.T, client *redis.Client, change func(script string) string, requests int) string {
 	t.Helper()
 	if err := client.FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
-	states, ttls := map[string]string{}, map[string]string{}
-	loaded, err := client.ScriptLoad(t.Context(), onClock(script)).Result()
-	if err != nil {
-		t.Fatal(err)
-	}
+	scripts := deploy(t, client, change)
+	states, needed := map[string]string{}, map[string]int64{}
 	for requests > 0 {
 		var batches []batch
 		for range 50 {
-			b := h.batch(states, ttls)
+			b := h.batch(states, needed)
 			requests -= len(b.requests)
 			batches = append(batches, b)
 		}
-		for i, got := range run(t, client, loaded, batches) {
-			if diff := cmp.Diff(batches[i].want, got); diff != "" {
+		for i, got := range run(t, client, scripts, batches) {
+			diff := cmp.Diff(batches[i].want, got, cmpopts.IgnoreUnexported(outcome{}))
+			if diff += got.lives(batches[i]); diff != "" {
 				return fmt.Sprintf("seed %d, at %d, requests %+v (-Go +Redis):\n%s", h.seed, batches[i].now, batches[i].requests, diff)
 			}
 		}
@@ -224,11 +242,11 @@ func (h *history) diff(t *testing.T, client *redis.Client, script string, reques
 var keys = []string{"a", "b", "c", "d"}
 
 // batch makes up a call and decides it in Go.
-func (h *history) batch(states, ttls map[string]string) batch {
+func (h *history) batch(states map[string]string, needed map[string]int64) batch {
 	h.advance()
 	// A calendar has no window of less than 23 hours.
 	skew := h.random.Int64N(44*3600_000_000) - 22*3600_000_000
-	b := batch{now: h.now, caller: h.now + skew, want: outcome{States: map[string]string{}, TTLs: map[string]string{}}}
+	b := batch{now: h.now, caller: h.now + skew}
 	h.soon = h.soon[:0]
 	for range 1 + h.random.IntN(6) {
 		if h.random.IntN(20) == 0 {
@@ -237,18 +255,14 @@ func (h *history) batch(states, ttls map[string]string) batch {
 		hits := h.request()
 		for range 1 + max(0, h.random.IntN(8)-4) {
 			b.requests = append(b.requests, hits)
-			b.want.Verdicts = append(b.want.Verdicts, h.decide(hits, states, ttls)...)
+			b.want.Verdicts = append(b.want.Verdicts, h.decide(hits, states, needed)...)
 		}
 	}
-	for _, key := range keys {
-		if s, ok := states[key]; ok {
-			b.want.States[key], b.want.TTLs[key] = s, ttls[key]
-		}
-	}
+	b.want.States, b.needed = maps.Clone(states), maps.Clone(needed)
 	return b
 }
 
-func (h *history) decide(hits []limiter.Hit, states, ttls map[string]string) []limiter.Verdict {
+func (h *history) decide(hits []limiter.Hit, states map[string]string, needed map[string]int64) []limiter.Verdict {
 	counters := make([]*strategy.Counter, len(hits))
 	for i, hit := range hits {
 		if h.counters[hit.Key] == nil {
@@ -262,21 +276,12 @@ func (h *history) decide(hits []limiter.Hit, states, ttls map[string]string) []l
 		h.soon = append(h.soon, verdicts[i].RetryAfter.Microseconds(), verdicts[i].ResetAfter.Microseconds())
 		if c.Expires != 0 && c.Expires != math.MaxInt64 {
 			states[hits[i].Key] = string(c.Layout) + string(c.State)
-			ttls[hits[i].Key] = secondsToLive(c.Expires - h.now)
+			needed[hits[i].Key] = c.Expires
 			// Redis keeps it for ever here: what expired must not be missed.
 			c.Expires = math.MaxInt64
 		}
 	}
 	return verdicts
-}
-
-// secondsToLive rounds up as the script does.
-func secondsToLive(us int64) string {
-	seconds := (us + 999_999) / 1_000_000
-	if seconds > 120 {
-		seconds = (seconds + 59) / 60 * 60
-	}
-	return strconv.FormatInt(seconds, 10)
 }
 
 // request makes up one to three hits.
@@ -370,18 +375,18 @@ func (h *history) step() int64 {
 }
 
 // run gives what Redis answers and holds after each of the batches, all sent at once.
-func run(t *testing.T, client *redis.Client, script string, batches []batch) []outcome {
+func run(t *testing.T, client *redis.Client, scripts deployed, batches []batch) []outcome {
 	t.Helper()
 	var calls []*strategy.Call
 	var replies []*redis.Cmd
-	var values, ttls []*redis.SliceCmd
+	var values, expiries []*redis.SliceCmd
 	_, err := client.Pipelined(t.Context(), func(p redis.Pipeliner) error {
 		for _, b := range batches {
-			calls = append(calls, callOf(b.caller, b.requests))
+			c := callOf(b.caller, b.requests)
 			p.Set(t.Context(), "clock", b.now, 0)
-			replies = append(replies, p.EvalSha(t.Context(), script, calls[len(calls)-1].Keys(), calls[len(calls)-1].Args()...))
+			calls, replies = append(calls, c), append(replies, scripts.run(t.Context(), p, c))
 			values = append(values, p.MGet(t.Context(), keys...))
-			ttls = append(ttls, p.MGet(t.Context(), ttlKeys()...))
+			expiries = append(expiries, p.MGet(t.Context(), expiryKeys()...))
 		}
 		return nil
 	})
@@ -390,7 +395,7 @@ func run(t *testing.T, client *redis.Client, script string, batches []batch) []o
 	}
 	outcomes := make([]outcome, len(batches))
 	for i := range batches {
-		outcomes[i] = outcome{States: map[string]string{}, TTLs: map[string]string{}}
+		outcomes[i] = outcome{States: map[string]string{}, expiries: map[string][2]int64{}}
 		verdicts, err := calls[i].Verdicts(replies[i].Val().([]any))
 		if err != nil {
 			t.Fatal(err)
@@ -398,12 +403,51 @@ func run(t *testing.T, client *redis.Client, script string, batches []batch) []o
 		outcomes[i].Verdicts = slices.Concat(verdicts...)
 		for k, key := range keys {
 			if value, ok := values[i].Val()[k].(string); ok {
-				outcomes[i].States[key] = value
-				outcomes[i].TTLs[key] = fmt.Sprint(ttls[i].Val()[k])
+				state, expiry := cut(value)
+				told, _ := strconv.ParseInt(fmt.Sprint(expiries[i].Val()[k]), 10, 64)
+				outcomes[i].States[key], outcomes[i].expiries[key] = state, [2]int64{expiry, told}
 			}
 		}
 	}
 	return outcomes
+}
+
+// deployed are the hashes of scripts that Redis knows.
+type deployed struct {
+	batch string
+	one   map[limiter.Algorithm]string
+}
+
+func deploy(t *testing.T, client *redis.Client, change func(script string) string) deployed {
+	t.Helper()
+	load := func(script string) string {
+		sha, err := client.ScriptLoad(t.Context(), change(script)).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sha
+	}
+	d := deployed{load(strategy.Script), map[limiter.Algorithm]string{}}
+	for _, a := range strategy.Names() {
+		d.one[a] = load(strategy.One(a))
+	}
+	return d
+}
+
+// run runs a call as the store does.
+func (d deployed) run(ctx context.Context, client redis.Cmdable, c *strategy.Call) *redis.Cmd {
+	if a, args, ok := c.One(); ok {
+		return client.EvalSha(ctx, d.one[a], c.Keys(), args...)
+	}
+	return client.EvalSha(ctx, d.batch, c.Keys(), c.Args()...)
+}
+
+// cut gives the state of a value with its layout, and the second in which it expires.
+func cut(value string) (state string, expiry int64) {
+	for i := range 5 {
+		expiry |= int64(value[1+i]) << (8 * i)
+	}
+	return value[:1] + value[6:], expiry
 }
 
 func callOf(now int64, requests [][]limiter.Hit) *strategy.Call {
@@ -415,10 +459,10 @@ func callOf(now int64, requests [][]limiter.Hit) *strategy.Call {
 	return &c
 }
 
-func ttlKeys() []string {
+func expiryKeys() []string {
 	var names []string
 	for _, key := range keys {
-		names = append(names, key+":ttl")
+		names = append(names, key+":expires")
 	}
 	return names
 }

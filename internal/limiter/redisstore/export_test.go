@@ -9,15 +9,15 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// NewOf gives a store that runs another script.
-func NewOf(client redis.Scripter, source string) *Store {
-	return newStore(client, redis.NewScript(source))
+// NewOf gives a store that runs changed scripts.
+func NewOf(client redis.Scripter, change func(source string) string) *Store {
+	return newStore(client, newScripts(change))
 }
 
-// NewClusterOf gives a store that runs another script.
-func NewClusterOf(client redis.Scripter, source string) *Cluster {
+// NewClusterOf gives a store that runs changed scripts.
+func NewClusterOf(client redis.Scripter, change func(source string) string) *Cluster {
 	c := NewCluster(client)
-	c.script = redis.NewScript(source)
+	c.scripts = newScripts(change)
 	return c
 }
 

@@ -45,7 +45,7 @@ func TestLinearizable(t *testing.T) {
 	for n := range times(20, 200) {
 		mix := []limiter.Algorithm{names[n%len(names)], names[(n+n/len(names))%len(names)]}
 		t.Run(fmt.Sprintf("history %d of %s and %s has an order", n, mix[0], mix[1]), func(t *testing.T) {
-			r := newRehearsal(t, server, redisstore.NewOf(client, onClock(strategy.Script)), mix)
+			r := newRehearsal(t, server, redisstore.NewOf(client, onClock), mix)
 			operations := r.run(t)
 			if result := check(operations); result != porcupine.Ok {
 				t.Errorf("seed %d: the history is %s", r.seed, result)
@@ -68,15 +68,16 @@ func TestLinearizable(t *testing.T) {
 func TestBrokenHistoriesAreFound(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client(t)
-	const kept = "values[counter], kinds[counter], ttls[counter] = state,"
+	const kept = "values[counter], kinds[counter], changed[counter] = state,"
 	if strings.Count(strategy.Script, kept) != 1 {
 		t.Fatalf("the script has %q not once", kept)
 	}
-	forgetful := strings.Replace(strategy.Script, kept,
-		"values[counter], kinds[counter], ttls[counter] = values[counter] or state,", 1)
+	forgetful := func(script string) string {
+		return onClock(strings.Replace(script, kept, "values[counter], kinds[counter], changed[counter] = values[counter] or state,", 1))
+	}
 	stores := map[string]*redisstore.Store{
-		"a batch that doesn't see its own charges": redisstore.NewOf(client, onClock(forgetful)),
-		"a client that sends its calls twice":      redisstore.NewOf(repeating{client}, onClock(strategy.Script)),
+		"a batch that doesn't see its own charges": redisstore.NewOf(client, forgetful),
+		"a client that sends its calls twice":      redisstore.NewOf(repeating{client}, onClock),
 	}
 	for name, store := range stores {
 		t.Run(name+" is found", func(t *testing.T) {

@@ -16,7 +16,7 @@ import (
 
 func TestMemory(t *testing.T) {
 	client := redistest.Start(t).Client(t)
-	store, ctx := redisstore.NewOf(client, onClock(strategy.Script)), t.Context()
+	store, ctx := redisstore.NewOf(client, onClock), t.Context()
 	most := map[limiter.Algorithm]int64{limiter.SlidingWindowRing: 512}
 	for _, algorithm := range strategy.Names() {
 		want := int64(256)

@@ -21,7 +21,6 @@ import (
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/redisstore"
 	"github.com/weir-dev/weir/internal/limiter/storetest"
-	"github.com/weir-dev/weir/internal/limiter/strategy"
 	"github.com/weir-dev/weir/internal/redistest"
 )
 
@@ -137,7 +136,7 @@ func work(job string, in io.Reader, out io.Writer) error {
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return fmt.Errorf("waiting for the start: %w", err)
 	}
-	admitted, err := admittedByWorker(ctx, redisstore.NewOf(client, onClock(strategy.Script)), limiter.Algorithm(algorithm), seed)
+	admitted, err := admittedByWorker(ctx, redisstore.NewOf(client, onClock), limiter.Algorithm(algorithm), seed)
 	if err != nil {
 		return err
 	}

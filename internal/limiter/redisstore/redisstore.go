@@ -16,8 +16,30 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// script is hashed once.
-var script = redis.NewScript(strategy.Script)
+// scripts are what a store runs: one for batches, and by algorithm one for a request with one hit.
+type scripts struct {
+	batch *redis.Script
+	one   map[limiter.Algorithm]*redis.Script
+}
+
+// shipped are hashed once.
+var shipped = newScripts(func(source string) string { return source })
+
+func newScripts(change func(source string) string) scripts {
+	s := scripts{batch: redis.NewScript(change(strategy.Script)), one: map[limiter.Algorithm]*redis.Script{}}
+	for _, a := range strategy.Names() {
+		s.one[a] = redis.NewScript(change(strategy.One(a)))
+	}
+	return s
+}
+
+// run has Redis decide a call. It sends the script's text after NOSCRIPT, which says that the call was not executed.
+func (s scripts) run(ctx context.Context, client redis.Scripter, c *strategy.Call) ([]any, error) {
+	if a, args, ok := c.One(); ok {
+		return s.one[a].Run(ctx, client, c.Keys(), args...).Slice()
+	}
+	return s.batch.Run(ctx, client, c.Keys(), c.Args()...).Slice()
+}
 
 // For gives the store that fits a client: a [Cluster] or a [Store].
 func For(client redis.UniversalClient) limiter.Store {
@@ -32,7 +54,7 @@ func For(client redis.UniversalClient) limiter.Store {
 // primary, alone or under Sentinel; a Redis Cluster takes a [Cluster].
 type Store struct {
 	client  redis.Scripter
-	script  *redis.Script
+	scripts scripts
 	batcher batcher
 	// calls are those that are not under way, to be used again.
 	calls sync.Pool
@@ -44,11 +66,11 @@ var _ limiter.Store = (*Store)(nil)
 // sent again after a timeout can be charged twice. The client's own timeouts have to end a call that gets no
 // answer. Callers are bound by their contexts alone; at most four calls at a time go on without them.
 func New(client redis.Scripter) *Store {
-	return newStore(client, script)
+	return newStore(client, shipped)
 }
 
-func newStore(client redis.Scripter, script *redis.Script) *Store {
-	s := &Store{client: client, script: script}
+func newStore(client redis.Scripter, scripts scripts) *Store {
+	s := &Store{client: client, scripts: scripts}
 	s.batcher.fly = s.decide
 	s.calls.New = func() any { return new(strategy.Call) }
 	return s
@@ -140,8 +162,7 @@ func (s *Store) run(call *strategy.Call, now int64, requests []strategy.Request)
 	for _, r := range requests {
 		call.Add(r)
 	}
-	// Run sends the script's text after NOSCRIPT, which says that the call was not executed.
-	reply, err := s.script.Run(context.Background(), s.client, call.Keys(), call.Args()...).Slice()
+	reply, err := s.scripts.run(context.Background(), s.client, call)
 	if err != nil {
 		return nil, fmt.Errorf("taking from Redis: %w", err)
 	}

@@ -19,10 +19,10 @@ import (
 // third too much.
 const bucketLua = `local requests, window, burst, most = ...
 local rate = requests / window
-return function(state, cost, times)
+return function(state, cost, times, counter)
   local level, last, reset = burst, now, false
   if state then
-    level, last = read('<dd', state, 2)
+    level, last = read('<dd', state, 7)
     if last <= now then
       level, last = level + (now - last) * rate, now
     elseif last - now > GRACE then
@@ -42,7 +42,8 @@ return function(state, cost, times)
   local taken = admitted * cost
   if taken == 0 and not reset then return admitted, state end
   level = level - taken
-  return admitted, write('<Bdd', LAYOUT, level, last), (burst - level) / rate + (last - now)
+  local expiry = keep(counter, (burst - level) / rate + (last - now))
+  return admitted, write('<BI5dd', LAYOUT, expiry, level, last), true
 end`
 
 // tolerance is how much may be missing, so that who waits for as long as told is admitted in spite of
@@ -136,11 +137,12 @@ func (b bucket) after(units float64, now int64) time.Duration {
 // it had tells that it was not. Given back in full, a burst could be had twice.
 const amendBucketLua = `local requests, window, burst = ...
 local rate = requests / window
-return function(state, cost, receipt)
-  local level, last = read('<dd', state, 2)
+return function(state, cost, receipt, _, counter)
+  local level, last = read('<dd', state, 7)
   local lost = max(0, (last - receipt) * rate)
   level = min(burst, level + max(0, cost - lost))
-  return write('<Bdd', LAYOUT, level, last), max(0, (burst - level) / rate + (last - now))
+  local expiry = keep(counter, max(0, (burst - level) / rate + (last - now)))
+  return write('<BI5dd', LAYOUT, expiry, level, last)
 end`
 
 // amendBucket is amendBucketLua in Go.

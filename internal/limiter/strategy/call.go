@@ -194,8 +194,16 @@ func (t term) appendTo(b []byte, now int64) []byte {
 // Keys are the counters, each once.
 func (c *Call) Keys() []string { return c.keys }
 
-// Args are the arguments of the call.
+// Args are the arguments of [Script].
 func (c *Call) Args() []any { return []any{string(c.terms), string(c.requests)} }
+
+// One gives the arguments of the script that [One] gives for an algorithm, if it can decide the call.
+func (c *Call) One() (a limiter.Algorithm, args []any, ok bool) {
+	if len(c.places) != 1 || c.hits != 1 || c.groups[0].Try {
+		return "", nil, false
+	}
+	return c.groups[0].Hits[0].Limit.Algorithm, []any{string(c.terms)}, true
+}
 
 // StaleError says that a [Call] was for another time than Redis's. Nothing was decided or charged.
 type StaleError struct {
@@ -245,7 +253,7 @@ func (c *Call) answers(reply []any) ([]answer, error) {
 				return nil, fmt.Errorf("reading the verdicts: %v of %d requests can't be admitted", reply[0], g.times)
 			}
 			said, ok := reply[1].(string)
-			if smallest := strategies[g.Hits[j].Limit.Algorithm].smallest; !ok || said != "" && len(said) <= smallest {
+			if smallest := strategies[g.Hits[j].Limit.Algorithm].smallest; !ok || said != "" && len(said) < header+smallest {
 				return nil, fmt.Errorf("reading the verdicts: %q is no state of %s", reply[1], g.Hits[j].Limit.Algorithm)
 			}
 			answers, reply = append(answers, answer{admitted, said}), reply[2:]
@@ -305,10 +313,13 @@ func (g *group) admitted(answers []answer) int64 {
 	return admitted
 }
 
-// state is what was said without the layout before it.
+// header is how many bytes of a value in Redis come before the state: its layout, and when it expires.
+const header = 6
+
+// state is what was said without the header.
 func (a *answer) state() []byte {
 	if a.said == "" {
 		return nil
 	}
-	return []byte(a.said[1:])
+	return []byte(a.said[header:])
 }

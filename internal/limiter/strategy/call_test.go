@@ -55,8 +55,8 @@ func TestCall(t *testing.T) {
 		}
 	}
 	a, b := limiter.Hit{Key: "a", Limit: bucket, Cost: 1}, limiter.Hit{Key: "b", Limit: window, Cost: 99, Shadow: true}
-	bucketTerms := []float64{1, 1, 1, 0, 10, 1_000_000, 20, 20, 0, 0}
-	shadowTerms := []float64{2, 2, 6, 1, 5, 60_000_000, 0, 0, 0, 0}
+	bucketTerms := []float64{1, 10, 1, 0, 10, 1_000_000, 20, 20, 0, 0}
+	shadowTerms := []float64{2, 11, 6, 1, 5, 60_000_000, 0, 0, 0, 0}
 	t.Run("counters and terms are told once, and hits point to them", func(t *testing.T) {
 		c := a
 		c.Key = "c"
@@ -98,7 +98,7 @@ func TestCall(t *testing.T) {
 	})
 	t.Run("a calendar is told as the starts of the last window, this one and three more", func(t *testing.T) {
 		l := limiter.Limit{Algorithm: limiter.CalendarWindow, Requests: 5, Calendar: limiter.Calendar{Unit: limiter.Month, TimeZone: "UTC"}}
-		terms := []float64{6, 2, 1, 0, 5}
+		terms := []float64{6, 11, 1, 0, 5}
 		for n := range 5 {
 			terms = append(terms, float64(time.Date(2025, time.Month(12+n), 1, 0, 0, 0, 0, time.UTC).UnixMicro()))
 		}
@@ -117,7 +117,7 @@ func TestCall(t *testing.T) {
 func TestVerdicts(t *testing.T) {
 	hit := limiter.Hit{Key: "a", Limit: window, Cost: 1}
 	finish := epoch - epoch%60_000_000 + 60_000_000
-	state := string(binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64([]byte{2},
+	state := string(binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64([]byte{11, 0, 0, 0, 0, 0},
 		math.Float64bits(float64(finish))), math.Float64bits(5)))
 	t.Run("each of equal requests is told its own verdict", func(t *testing.T) {
 		got, err := callOf(epoch, take(hit), take(hit), take(hit)).Verdicts([]any{epoch, int64(2), state})
@@ -150,7 +150,7 @@ func TestVerdicts(t *testing.T) {
 		"a state that is a number is an error":     {epoch, int64(1), int64(2)},
 		"more admitted than asked for is an error": {epoch, int64(2), state},
 		"less than none admitted is an error":      {epoch, int64(-1), state},
-		"a state that is cut off is an error":      {epoch, int64(1), state[:7]},
+		"a state that is cut off is an error":      {epoch, int64(1), state[:12]},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := callOf(epoch, take(hit)).Verdicts(reply); err == nil {

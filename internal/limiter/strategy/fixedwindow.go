@@ -8,7 +8,7 @@ import "github.com/weir-dev/weir/internal/limiter"
 // since the Unix epoch, so that all agree on them.
 var fixedWindow = Strategy{
 	code:     2,
-	layout:   2,
+	layout:   11,
 	smallest: 16,
 	Validate: validateRate,
 	Take: func(t *Taking, state []byte, now int64, l *limiter.Limit, cost, times int64) {
@@ -37,10 +37,10 @@ func loadFixedWindow(state []byte, now int64, l *limiter.Limit) window {
 // may end that a clock which was set back a little is waited for.
 //
 // The state is the end of the window and what was taken in it, as two doubles.
-const windowLua = `return function(state, cost, times)
+const windowLua = `return function(state, cost, times, counter)
   local finish, count, moved = finish, 0, false
   if state then
-    local stored, taken = read('<dd', state, 2)
+    local stored, taken = read('<dd', state, 7)
     if stored > now then
       count = taken
       -- A clock that was set back a little is waited for: the window would else be counted twice.
@@ -56,7 +56,7 @@ const windowLua = `return function(state, cost, times)
   end
   local taken = admitted * cost
   if taken == 0 and not moved then return admitted, state end
-  return admitted, write('<Bdd', LAYOUT, finish, count + taken), finish - now
+  return admitted, write('<BI5dd', LAYOUT, keep(counter, finish - now), finish, count + taken), true
 end`
 
 // window is one that doesn't slide.
@@ -120,11 +120,11 @@ func tellWindow(w window, now int64, l *limiter.Limit, p Place) limiter.Verdict 
 }
 
 // amendWindowLua gives back to all windows that don't slide.
-const amendWindowLua = `return function(state, cost, receipt)
-  local finish, count = read('<dd', state, 2)
+const amendWindowLua = `return function(state, cost, receipt, _, counter)
+  local finish, count = read('<dd', state, 7)
   -- What was taken in another window is gone with it.
   if finish <= now or finish ~= receipt then return nil end
-  return write('<Bdd', LAYOUT, finish, max(0, count - cost)), finish - now
+  return write('<BI5dd', LAYOUT, keep(counter, finish - now), finish, max(0, count - cost))
 end`
 
 // amendWindow is amendWindowLua in Go.

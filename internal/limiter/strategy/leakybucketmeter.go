@@ -11,7 +11,7 @@ import "github.com/weir-dev/weir/internal/limiter"
 // It is a bucket of one token that a request of a higher cost overdraws.
 var leakyBucketMeter = Strategy{
 	code:     5,
-	layout:   5,
+	layout:   14,
 	smallest: 16,
 	Validate: validateRate,
 	Take: func(t *Taking, state []byte, now int64, l *limiter.Limit, cost, times int64) {

@@ -15,7 +15,7 @@ import (
 // Its state is the window, its end, and what was taken in the previous and the current one, as four doubles.
 var slidingWindowApproximate = Strategy{
 	code:     4,
-	layout:   4,
+	layout:   13,
 	smallest: 32,
 	Validate: validateRate,
 	Take:     takeSlidingWindowApproximate,
@@ -34,7 +34,7 @@ local function weigh(previous, left, window) return previous * (min(left, window
 -- where the state has it.
 local function load(state)
   if not state then return finish, 0, 0, false end
-  local length, stored, previous, current = read('<dddd', state, 2)
+  local length, stored, previous, current = read('<dddd', state, 7)
   if stored <= now then
     stored, previous, current = stored + length, current, 0
   end
@@ -45,7 +45,7 @@ local function load(state)
   return finish, 0, ceil(weigh(previous, stored - now, length) + current), true
 end
 
-return function(state, cost, times)
+return function(state, cost, times, counter)
   local finish, previous, current, moved = load(state)
   local admitted = times
   if cost > 0 then
@@ -55,11 +55,12 @@ return function(state, cost, times)
   end
   local taken = admitted * cost
   if taken == 0 and not moved then return admitted, state end
-  return admitted, write('<Bdddd', LAYOUT, window, finish, previous, current + taken), finish + window - now
+  local expiry = keep(counter, finish + window - now)
+  return admitted, write('<BI5dddd', LAYOUT, expiry, window, finish, previous, current + taken), true
 end`,
 	amendLua: `local requests, window = ...
-return function(state, cost, receipt)
-  local length, finish, previous, current = read('<dddd', state, 2)
+return function(state, cost, receipt, _, counter)
+  local length, finish, previous, current = read('<dddd', state, 7)
   if length ~= window or finish + length <= now then return nil end
   if receipt == finish then
     current = max(0, current - cost)
@@ -68,7 +69,8 @@ return function(state, cost, receipt)
   else
     return nil
   end
-  return write('<Bdddd', LAYOUT, length, finish, previous, current), finish + length - now
+  local expiry = keep(counter, finish + length - now)
+  return write('<BI5dddd', LAYOUT, expiry, length, finish, previous, current)
 end`,
 }
 

@@ -18,7 +18,7 @@ import (
 // one more. The sum is there so that only the slots that go and the newest one have to be read.
 var slidingWindowRing = Strategy{
 	code:     3,
-	layout:   6,
+	layout:   12,
 	smallest: ringHeader + 4,
 	Validate: validateRate,
 	Take:     takeSlidingWindowRing,
@@ -30,7 +30,7 @@ var slidingWindowRing = Strategy{
 	lua: slotsLua + `local requests, window = ...
 local slots = slots_of(window)
 local current = slot_at(now, window, slots)
-local HEADER = 25
+local HEADER = 30
 
 -- Gives the slots of another window, or of a clock that was set back, as one: so a change never gives anything.
 local function move(total)
@@ -41,7 +41,7 @@ end
 -- Gives the oldest slot that still counts, the sum, the counts, and whether they are not where they were.
 local function load(state)
   if not state then return move(0) end
-  local length, first, total = read('<ddd', state, 2)
+  local length, first, total = read('<ddd', state, 7)
   local each = slots_of(length)
   local held = (#state - HEADER) / 4
   local gone = max(0, slot_at(now, length, each) - each - first)
@@ -57,7 +57,7 @@ local function load(state)
   return first + gone, total, sub(state, HEADER + 1 + 4 * gone), false
 end
 
-return function(state, cost, times)
+return function(state, cost, times, counter)
   local first, total, counts, moved = load(state)
   local admitted = times
   if cost > 0 then
@@ -70,21 +70,22 @@ return function(state, cost, times)
   if missing > 0 then counts = counts .. string.rep('\0\0\0\0', missing) end
   local newest = read('<I4', counts, #counts - 3)
   counts = sub(counts, 1, -5) .. write('<I4', newest + taken)
-  local gone = start_of(first + #counts / 4 + slots, window, slots)
-  return admitted, write('<Bddd', LAYOUT, window, first, total + taken) .. counts, gone - now
+  local expiry = keep(counter, start_of(first + #counts / 4 + slots, window, slots) - now)
+  return admitted, write('<BI5ddd', LAYOUT, expiry, window, first, total + taken) .. counts, true
 end`,
 	amendLua: slotsLua + `local requests, window = ...
-return function(state, cost, receipt)
-  local length, first, total = read('<ddd', state, 2)
+return function(state, cost, receipt, _, counter)
+  local length, first, total = read('<ddd', state, 7)
   local slots = slots_of(length)
-  local held = (#state - 25) / 4
+  local held = (#state - 30) / 4
   local gone = start_of(first + held + slots, length, slots)
   if length ~= window or receipt < first or receipt >= first + held or gone <= now then return nil end
-  local place = 25 + 4 * (receipt - first)
+  local place = 30 + 4 * (receipt - first)
   local count = read('<I4', state, place + 1)
   local back = min(count, cost)
-  return write('<Bddd', LAYOUT, length, first, total - back) .. sub(state, 26, place) ..
-    write('<I4', count - back) .. sub(state, place + 5), gone - now
+  local expiry = keep(counter, gone - now)
+  return write('<BI5ddd', LAYOUT, expiry, length, first, total - back) .. sub(state, 31, place) ..
+    write('<I4', count - back) .. sub(state, place + 5)
 end`,
 }
 

@@ -48,12 +48,13 @@ type Strategy struct {
 	code, layout byte
 	// smallest is how many bytes at least follow the layout in what Take says.
 	smallest int
-	// lua is the body of a Lua function of the parameters that gives Take as a function of state (nil when empty,
-	// else with its layout), cost, times and counter, which is the index in KEYS. That gives how many are
-	// admitted, the state, microseconds to live if it is a new one, and what it says, if that is not the state.
+	// lua is the body of a Lua function of the parameters that gives Take as a function of state, which is the
+	// counter's whole value or nil when empty, cost, times and counter, which is its index in KEYS. That gives how
+	// many are admitted, the value, true if it is a new one, and what it says, if that is not the value. A new
+	// value starts with LAYOUT and what keep gives for the counter and the microseconds that it has to live.
 	lua string
 	// amendLua is the body of a Lua function of the parameters that gives Amend as a function of state, cost,
-	// receipt, whether to renew, and counter. That gives the next state and microseconds to live, or nothing.
+	// receipt, whether to renew, and counter. That gives the new value, or nothing.
 	amendLua string
 	// params sets the parameters that the Lua takes. Now is the caller's time, which may not be Redis's: Lua
 	// whose parameters are of another time sets stale, and is called again with others.

@@ -9,14 +9,33 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/weir-dev/weir/internal/limiter"
 )
 
 // Script decides a batch of requests inside Redis, on Redis's clock. A [Call] gives its keys and arguments, and reads
 // its reply. It is the same text in every process of one version.
 var Script = assemble()
 
-//go:embed take.lua
-var take string
+// One gives a script that decides one request with one hit as [Script] does, and takes half the time for it. It is for
+// limits of one algorithm.
+func One(a limiter.Algorithm) string {
+	s := strategies[a]
+	var b strings.Builder
+	writePrelude(&b)
+	fmt.Fprintf(&b, "local LAYOUT = %d\nlocal function rule(...)\n%s\nend\n", s.layout, s.lua)
+	b.WriteString(one)
+	return b.String()
+}
+
+var (
+	//go:embed prelude.lua
+	prelude string
+	//go:embed take.lua
+	take string
+	//go:embed one.lua
+	one string
+)
 
 // mode is what a request of a [Call] is for. The numbers are those on the wire.
 type mode byte
@@ -32,7 +51,7 @@ const (
 // call, and to make a function takes longer than to skip it: so none is made but for a strategy that is hit.
 func assemble() string {
 	var b strings.Builder
-	b.WriteString(prelude)
+	writePrelude(&b)
 	assembleFunction(&b, "rule", func(s *Strategy) string { return s.lua })
 	assembleFunction(&b, "amendment", func(s *Strategy) string { return s.amendLua })
 	b.WriteString(take)
@@ -52,16 +71,12 @@ func assembleFunction(b *strings.Builder, name string, body func(*Strategy) stri
 	b.WriteString("end\nend\n")
 }
 
-// prelude has the constants of the rules, and the functions and the time that all of them need. The clock moves
-// while a script runs: one batch is at one time. Stale is set by a rule whose parameters are of another.
-var prelude = fmt.Sprintf("local LONGEST, GRACE, SLACK, TOLERANCE, WIDTH = %d, %d, %d, %g, %d\n",
-	int64(longest), int64(grace), int64(slack), tolerance, width) +
-	fmt.Sprintf("local TAKE, TRY, REFUND, RENEW = %d, %d, %d, %d\n", modeTake, modeTry, modeRefund, modeRenew) +
-	`local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
-local byte, sub, read, write = string.byte, string.sub, struct.unpack, struct.pack
-local clock = redis.call('TIME')
-local now, stale = clock[1] * 1000000 + clock[2], false
-`
+func writePrelude(b *strings.Builder) {
+	fmt.Fprintf(b, "local LONGEST, GRACE, SLACK, TOLERANCE, WIDTH = %d, %d, %d, %g, %d\n",
+		int64(longest), int64(grace), int64(slack), tolerance, width)
+	fmt.Fprintf(b, "local TAKE, TRY, REFUND, RENEW = %d, %d, %d, %d\n", modeTake, modeTry, modeRefund, modeRenew)
+	b.WriteString(prelude)
+}
 
 // byCode gives the strategies in an order that is always the same.
 func byCode() []*Strategy {

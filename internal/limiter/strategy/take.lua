@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: Apache-2.0
 
--- Decides a batch of requests, one after the other, each by all of its hits. Before this stand the functions
--- rule, which makes what takes from a counter, and amendment, which makes what changes a charge afterwards.
+-- Decides a batch of requests, one after the other, each by all of its hits. Before this stand the prelude and the
+-- functions rule, which makes what takes from a counter, and amendment, which makes what changes a charge afterwards.
 --
 -- KEYS     the counters of the batch, each once.
 -- ARGV[1]  the terms on which they are hit, each once: WIDTH doubles, which are the code of the strategy, the
@@ -12,34 +12,41 @@
 --          one hit, and the receipt of its charge follows as a double.
 -- Reply    the time, in microseconds since the Unix epoch, and for each hit of the modes TAKE and TRY how many of
 --          the equal requests it would admit, and what the verdicts are to be told from: the counter's
---          state, if the rule gives nothing else. The time alone, if parameters are of another time: then nothing
+--          value, if the rule gives nothing else. The time alone, if parameters are of another time: then nothing
 --          was changed.
 --
 -- Where all hits count one request more, but those that are shadows, it is charged to all. TRY charges nothing.
 -- A script is not undone when it fails, so everything is computed first, and written last.
 
--- What each counter holds, and the layout of that: 0 for nothing that any rule wrote.
-local values, kinds = redis.call('MGET', unpack(KEYS)), {}
--- What is to be written: seconds to live, by counter.
-local ttls = {}
+-- What each counter holds, the layout of that, and when it expires, in seconds since the epoch.
+local values, kinds, expiries = redis.call('MGET', unpack(KEYS)), {}, {}
+-- Which of them are to be written, and which are to live longer.
+local changed, extended = {}, {}
 local terms = {read('<' .. string.rep('d', #ARGV[1] / 8), ARGV[1])}
 local requests = ARGV[2]
+local byte = string.byte
 local rules = {}
 local reply, size = {now}, 1
+
+function keep(counter, ttl)
+  local expiry, later = prolong(expiries[counter], ttl)
+  if later then expiries[counter], extended[counter] = expiry, true end
+  return expiry
+end
 
 -- Gives the state of a counter as far as the terms can read it.
 local function load(counter, first)
   local kind = kinds[counter]
   if not kind then
-    kind = values[counter] and byte(values[counter]) or 0
-    kinds[counter] = kind
+    local expiry
+    kind, expiry = read_header(values[counter])
+    kinds[counter], expiries[counter] = kind, expiry
   end
   if kind == terms[first + 1] then return values[counter] end
 end
 
-local function store(counter, first, state, ttl)
-  if ttl > LONGEST then ttl = LONGEST end
-  values[counter], kinds[counter], ttls[counter] = state, terms[first + 1], ceil((ttl + SLACK) / 1000000)
+local function store(counter, first, state)
+  values[counter], kinds[counter], changed[counter] = state, terms[first + 1], true
 end
 
 -- Has so many equal requests take from a counter, and gives how many of them it admits and their state.
@@ -58,8 +65,8 @@ end
 
 -- Has requests with this one hit take from its counter: it needs nobody's consent.
 local function takeAlone(counter, first, times)
-  local admitted, state, ttl, said = evaluate(counter, first, times)
-  if ttl then store(counter, first, state, ttl) end
+  local admitted, state, new, said = evaluate(counter, first, times)
+  if new then store(counter, first, state) end
   answer(size + 1, admitted, said or state)
   size = size + 2
 end
@@ -71,7 +78,7 @@ local function takeTogether(hits, times, shadow, most)
   for i = 1, #hits do
     local hit = hits[i]
     if hit.shadow == shadow then
-      hit.admitted, hit.state, hit.ttl, hit.said = evaluate(hit.counter, hit.first, times)
+      hit.admitted, hit.state, hit.new, hit.said = evaluate(hit.counter, hit.first, times)
       if not shadow and hit.admitted < admitted then admitted = hit.admitted end
     end
   end
@@ -80,9 +87,9 @@ local function takeTogether(hits, times, shadow, most)
     if hit.shadow == shadow then
       if not shadow and hit.admitted > admitted then
         local _
-        _, hit.state, hit.ttl, hit.said = evaluate(hit.counter, hit.first, admitted)
+        _, hit.state, hit.new, hit.said = evaluate(hit.counter, hit.first, admitted)
       end
-      if hit.ttl then store(hit.counter, hit.first, hit.state, hit.ttl) end
+      if hit.new then store(hit.counter, hit.first, hit.state) end
       answer(hit.slot, hit.admitted, hit.said or hit.state)
     end
   end
@@ -107,8 +114,8 @@ local function amend(counter, first, receipt, renew)
   local state = load(counter, first)
   if not state then return end
   local change = amendment(terms[first], unpack(terms, first + 4, first + WIDTH - 1))
-  local next, ttl = change(state, terms[first + 2], receipt, renew, counter)
-  if next then store(counter, first, next, ttl) end
+  local next = change(state, terms[first + 2], receipt, renew, counter)
+  if next then store(counter, first, next) end
 end
 
 local at, last = 1, #requests
@@ -130,25 +137,8 @@ end
 
 if stale then return {now} end
 
--- Numbers are slow to write, and many counters live equally long.
-local texts = {}
-for counter = 1, #KEYS do
-  local ttl = ttls[counter]
-  if ttl then
-    -- Rounded down, a counter could be forgotten while it still counts.
-    if ttl > 120 then ttl = ceil(ttl / 60) * 60 end
-    local text = texts[ttl]
-    if not text then
-      text = string.format('%.0f', ttl)
-      texts[ttl] = text
-    end
-    local state = values[counter]
-    if type(state) == 'string' then
-      redis.call('SETEX', KEYS[counter], text, state)
-    else
-      state.save(KEYS[counter], text)
-    end
-  end
+for counter in pairs(changed) do
+  write_state(KEYS[counter], values[counter], extended[counter] and expiries[counter])
 end
 
 return reply

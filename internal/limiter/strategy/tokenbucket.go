@@ -11,7 +11,7 @@ import (
 // tokenBucket admits at most burst + requests/window * t in any time t.
 var tokenBucket = Strategy{
 	code:     1,
-	layout:   1,
+	layout:   10,
 	smallest: 16,
 	Validate: validateTokenBucket,
 	Take: func(t *Taking, state []byte, now int64, l *limiter.Limit, cost, times int64) {

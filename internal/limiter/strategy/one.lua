@@ -1,0 +1,25 @@
+-- SPDX-License-Identifier: Apache-2.0
+
+-- Decides one request with one hit, as take.lua does, in less time than that takes to be ready for more. Before this
+-- stand the prelude and the function rule.
+--
+-- KEYS     the counter.
+-- ARGV[1]  the terms.
+-- Reply    as in take.lua.
+
+local value = redis.call('MGET', KEYS[1])[1]
+local kind, expiry = read_header(value)
+local extended = false
+
+function keep(_, ttl)
+  local later
+  expiry, later = prolong(expiry, ttl)
+  extended = extended or later
+  return expiry
+end
+
+local take = rule(read('<dddddd', ARGV[1], 33))
+local admitted, state, new, said = take(kind == LAYOUT and value or nil, read('<d', ARGV[1], 17), 1, 1)
+if stale then return {now} end
+if new then write_state(KEYS[1], state, extended and expiry) end
+return {now, admitted, said or state or ''}
