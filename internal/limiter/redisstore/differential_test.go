@@ -95,7 +95,6 @@ var faults = map[string]struct {
 	"a shadow limit that refuses":                        {"terms[first + 3] == 1", "terms[first + 3] == 2", limiter.FixedWindow},
 	"a shadow limit that takes for the refused":          {"takeTogether(hits, admitted, true, admitted)", "takeTogether(hits, times, true, admitted)", limiter.FixedWindow},
 	"a batch that doesn't see its own charges":           {"values[counter], kinds[counter], changed[counter] = state,", "values[counter], kinds[counter], changed[counter] = values[counter] or state,", limiter.FixedWindow},
-	"a time to live that is rounded down":                {"ceil((now + ttl + SLACK) / 1000000)", "floor((now + ttl + SLACK) / 1000000)", limiter.TokenBucket},
 	"a time to live that is never put off":               {"if expiry >= due then", "if expiry > 0 then", limiter.FixedWindow},
 	"an end that is told and not written":                {"extended[counter] and expiries[counter]", "not values[counter] and expiries[counter]", limiter.FixedWindow},
 }
@@ -112,6 +111,43 @@ func TestBrokenScriptsAreFound(t *testing.T) {
 			h := newHistory(rand.Uint64(), fault.of)
 			if h.diff(t, client, broken, 20_000) == "" {
 				t.Error("20,000 requests were decided alike")
+			}
+		})
+	}
+}
+
+// TestEndsArePutOff asks the scripts' own prelude when states expire.
+func TestEndsArePutOff(t *testing.T) {
+	client, ctx := redistest.Start(t).Client(t), t.Context()
+	prelude, _, _ := strings.Cut(strategy.One(limiter.TokenBucket), "local value = ")
+	script := onClock(prelude + "local expiry, later = prolong(tonumber(ARGV[1]), tonumber(ARGV[2])) return {expiry, later}")
+	const second = 1_000_000
+	client.Set(ctx, "clock", 1000*second, 0)
+	type end struct {
+		expiry int64
+		later  bool
+	}
+	for name, test := range map[string]struct {
+		expiry int64
+		ttl    float64
+		want   end
+	}{
+		"a second after it has ceased to count":              {0, 0, end{1001, true}},
+		"rounded up":                                         {0, 0.001, end{1003, true}},
+		"later than it has to":                               {0, 8 * second, end{1011, true}},
+		"a minute later at most":                             {0, 3600 * second, end{4661, true}},
+		"not at all while it is late enough":                 {1009, 8 * second, end{1009, false}},
+		"even for the last microsecond":                      {1009, 8*second + 1, end{1013, true}},
+		"but never so late that a microsecond has no number": {0, 1e30, end{1<<53/second + 1002 + 60, true}},
+	} {
+		t.Run("a state is kept "+name, func(t *testing.T) {
+			reply, err := client.Eval(ctx, script, []string{"a"}, test.expiry, test.ttl).Slice()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := end{reply[0].(int64), len(reply) > 1 && reply[1] == int64(1)}
+			if got != test.want {
+				t.Errorf("it is %+v, not %+v", got, test.want)
 			}
 		})
 	}

@@ -234,7 +234,7 @@ func TestSpoiledCounters(t *testing.T) {
 			[]int64{8, 8, 7, 8, 6, 7, 7},
 		},
 		"a broken state fails its own requests, and no other of the batch is lost or charged twice": {
-			func(ctx context.Context) error { return client.Set(ctx, "spoiled", "\x01x", 0).Err() },
+			func(ctx context.Context) error { return client.Set(ctx, "spoiled", "\x0a.....x", 0).Err() },
 			[]int64{8, 8, 7, -1, 6, -1, 7},
 		},
 	} {

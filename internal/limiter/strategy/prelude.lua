@@ -26,7 +26,7 @@ end
 -- that it hasn't to be each time.
 local function prolong(expiry, ttl)
   if ttl > LONGEST then ttl = LONGEST end
-  local due = ceil((now + ttl + SLACK) / 1000000)
+  local due = ceil((now + ceil(ttl) + SLACK) / 1000000)
   if expiry >= due then return expiry, false end
   return due + ceil(min(ttl / 4000000, 60)), true
 end
