@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/strategy"
@@ -21,6 +22,9 @@ const (
 	// crowd is how many callers wait for an answer when it is better to collect than to depart: a few are
 	// quicker each by itself, many are cheaper together.
 	crowd = 8
+	// patience is how long a shuttle waits for its next flight. A new one takes longer to start than to fly, since it
+	// has to find out how much stack it needs.
+	patience = 100 * time.Millisecond
 )
 
 // batcher lets requests that come at once ride together. A batch departs as soon as there is a flight for
@@ -29,6 +33,10 @@ const (
 type batcher struct {
 	// fly decides the requests of a batch, in order, and gives an answer for each. It may take its time.
 	fly func(requests []strategy.Request) []answer
+	// boarding takes riders to a shuttle that waits for some.
+	boarding chan []*rider
+	// riders are those whose rides are over, to be used again.
+	riders sync.Pool
 
 	mu sync.Mutex
 	// waiting holds the riders of the flights to come, first come first.
@@ -36,6 +44,14 @@ type batcher struct {
 	flights int
 	// riding is how many callers wait for a flight that is under way.
 	riding int
+}
+
+func newBatcher(fly func(requests []strategy.Request) []answer) *batcher {
+	return &batcher{
+		fly:      fly,
+		boarding: make(chan []*rider),
+		riders:   sync.Pool{New: func() any { return &rider{landed: make(chan struct{}, 1)} }},
+	}
 }
 
 // answer is what a flight brings a rider.
@@ -50,7 +66,7 @@ type rider struct {
 	request strategy.Request
 	stage   stage
 	place   *list.Element
-	// answer is there when landed is closed.
+	// answer is there when landed says so.
 	answer answer
 	landed chan struct{}
 }
@@ -68,16 +84,22 @@ const (
 // ride has the next flight decide a request. Whose context ends gets an error at once. If the request was
 // under way by then it goes on, and may be charged; if it was not, it never will be.
 func (b *batcher) ride(ctx context.Context, request strategy.Request) ([]limiter.Verdict, error) {
-	r := &rider{ctx: ctx, request: request, landed: make(chan struct{})}
+	r := b.riders.Get().(*rider)
+	r.ctx, r.request, r.stage, r.answer = ctx, request, waiting, answer{}
 	b.wait(r)
 	select {
 	case <-r.landed:
 	case <-ctx.Done():
 		if b.leave(r) {
+			// A flight may still bring it an answer: it can't be used again.
 			return nil, fmt.Errorf("waiting for Redis: %w", ctx.Err())
 		}
+		<-r.landed
 	}
-	return r.answer.verdicts, r.answer.err
+	verdicts, err := r.answer.verdicts, r.answer.err
+	r.ctx, r.request, r.answer = nil, strategy.Request{}, answer{}
+	b.riders.Put(r)
+	return verdicts, err
 }
 
 func (b *batcher) wait(r *rider) {
@@ -111,7 +133,11 @@ func (b *batcher) leave(r *rider) bool {
 func (b *batcher) depart() {
 	for riders := b.board(); len(riders) > 0; riders = b.board() {
 		// Not on the goroutine of a caller: a call that hangs could not be left.
-		go b.shuttle(riders)
+		select {
+		case b.boarding <- riders:
+		default:
+			go b.shuttle(riders)
+		}
 	}
 }
 
@@ -138,16 +164,29 @@ func (b *batcher) board() []*rider {
 	return riders
 }
 
-// shuttle flies one batch after the other for as long as somebody waits. A goroutine for each would have to
-// queue behind all who were just woken.
+// shuttle flies one batch after the other for as long as somebody waits, and is ready for the next for a while.
 func (b *batcher) shuttle(riders []*rider) {
-	for len(riders) > 0 {
-		requests := make([]strategy.Request, len(riders))
-		for i, r := range riders {
-			requests[i] = r.request
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		for len(riders) > 0 {
+			riders = b.land(riders, b.fly(requestsOf(riders)))
 		}
-		riders = b.land(riders, b.fly(requests))
+		timer.Reset(patience)
+		select {
+		case riders = <-b.boarding:
+		case <-timer.C:
+			return
+		}
 	}
+}
+
+func requestsOf(riders []*rider) []strategy.Request {
+	requests := make([]strategy.Request, len(riders))
+	for i, r := range riders {
+		requests[i] = r.request
+	}
+	return requests
 }
 
 // land gives all riders their answers, and boards the next.
@@ -160,7 +199,7 @@ func (b *batcher) land(riders []*rider, answers []answer) []*rider {
 			b.riding--
 		}
 		r.answer = answers[i]
-		close(r.landed)
+		r.landed <- struct{}{}
 	}
 	b.flights--
 	next := b.board()

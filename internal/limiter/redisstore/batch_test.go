@@ -22,7 +22,7 @@ import (
 
 // tower is a batcher whose flights land when told to.
 type tower struct {
-	batcher
+	*batcher
 	mu sync.Mutex
 	// departed holds the keys of each flight, in the order of their departures.
 	departed []string
@@ -31,7 +31,7 @@ type tower struct {
 
 func newTower() *tower {
 	w := &tower{landing: make(chan struct{})}
-	w.fly = func(requests []strategy.Request) []answer {
+	w.batcher = newBatcher(func(requests []strategy.Request) []answer {
 		var keys []string
 		answers := make([]answer, len(requests))
 		for i, r := range requests {
@@ -43,7 +43,7 @@ func newTower() *tower {
 		w.mu.Unlock()
 		<-w.landing
 		return answers
-	}
+	})
 	return w
 }
 
@@ -106,6 +106,7 @@ func TestBatcher(t *testing.T) {
 				w := newTower()
 				test(t, w)
 				close(w.landing)
+				time.Sleep(2 * patience) // The shuttles go home.
 			})
 		})
 	}

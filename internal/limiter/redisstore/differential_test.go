@@ -49,13 +49,13 @@ var faults = map[string]struct {
 	right, wrong string
 	of           limiter.Algorithm
 }{
-	"a bucket without tolerance":                         {"level + TOLERANCE - need", "level - need", limiter.TokenBucket},
+	"a bucket without tolerance":                         {"* cost + TOLERANCE", "* cost", limiter.TokenBucket},
 	"a bucket that gains while the clock is back":        {"if last <= now then\n      level", "if true then\n      level", limiter.TokenBucket},
 	"a bucket that waits for the clock for ever":         {"last - now > GRACE", "false", limiter.TokenBucket},
 	"a bucket that doesn't wait for the clock":           {"last - now > GRACE", "true", limiter.TokenBucket},
 	"a bucket that fills above its burst":                {"if level > burst then level = burst end", "", limiter.TokenBucket},
 	"a bucket that is charged when it denies":            {"local taken = admitted * cost", "local taken = max(1, admitted) * cost", limiter.TokenBucket},
-	"a bucket that admits one more of many":              {"- need) / cost) + 1", "- need) / cost) + 2", limiter.TokenBucket},
+	"a bucket that admits one more of many":              {"admitted < times and level - admitted", "admitted < times and level - (admitted - 1)", limiter.TokenBucket},
 	"a bucket that is forgotten before it is full":       {"(burst - level) / rate + (last - now)", "0", limiter.TokenBucket},
 	"a bucket that asks too little":                      {"cost < burst and cost or burst", "1", limiter.TokenBucket},
 	"a bucket without an upper bound of costs":           {"cost > most", "cost > 2 * most", limiter.TokenBucket},
@@ -76,7 +76,7 @@ var faults = map[string]struct {
 	"an approximation that weighs nothing":               {"previous * (min(left, window) / window)", "previous", limiter.SlidingWindowApproximate},
 	"an approximation that rounds its weight":            {"previous * (min(left, window) / window)", "floor(previous * (min(left, window) / window))", limiter.SlidingWindowApproximate},
 	"an approximation that weighs a set-back clock":      {"min(left, window) / window", "left / window", limiter.SlidingWindowApproximate},
-	"an approximation without tolerance":                 {"requests + TOLERANCE - count", "requests - count", limiter.SlidingWindowApproximate},
+	"an approximation without tolerance":                 {"cost <= requests + TOLERANCE", "cost <= requests", limiter.SlidingWindowApproximate},
 	"an approximation that starts anew when it changes":  {"ceil(weigh(previous, stored - now, length) + current), true", "0, false", limiter.SlidingWindowApproximate},
 	"an approximation that is counted twice":             {"stored - window - now <= GRACE then return", "stored - window - now < 0 then return", limiter.SlidingWindowApproximate},
 	"an approximation that is forgotten with its window": {"keep(counter, finish + window - now)", "keep(counter, finish - now)", limiter.SlidingWindowApproximate},
@@ -95,8 +95,8 @@ var faults = map[string]struct {
 	"a shadow limit that refuses":                        {"terms[first + 3] == 1", "terms[first + 3] == 2", limiter.FixedWindow},
 	"a shadow limit that takes for the refused":          {"takeTogether(hits, admitted, true, admitted)", "takeTogether(hits, times, true, admitted)", limiter.FixedWindow},
 	"a batch that doesn't see its own charges":           {"values[counter], kinds[counter], changed[counter] = state,", "values[counter], kinds[counter], changed[counter] = values[counter] or state,", limiter.FixedWindow},
-	"a time to live that is never put off":               {"if expiry >= due then", "if expiry > 0 then", limiter.FixedWindow},
-	"an end that is told and not written":                {"extended[counter] and expiries[counter]", "not values[counter] and expiries[counter]", limiter.FixedWindow},
+	"a time to live that is never put off":               {"if expiries[counter] < due then", "if expiries[counter] == 0 then", limiter.FixedWindow},
+	"an end that is told and not written":                {"elseif extended[counter] then", "elseif false then", limiter.FixedWindow},
 }
 
 // TestBrokenScriptsAreFound says that the comparison would find an error.
@@ -120,7 +120,7 @@ func TestBrokenScriptsAreFound(t *testing.T) {
 func TestEndsArePutOff(t *testing.T) {
 	client, ctx := redistest.Start(t).Client(t), t.Context()
 	prelude, _, _ := strings.Cut(strategy.One(limiter.TokenBucket), "local value = ")
-	script := onClock(prelude + "local expiry, later = prolong(tonumber(ARGV[1]), tonumber(ARGV[2])) return {expiry, later}")
+	script := onClock(prelude + "expiries[1] = tonumber(ARGV[1]) return {keep(1, tonumber(ARGV[2])), extended[1]}")
 	const second = 1_000_000
 	client.Set(ctx, "clock", 1000*second, 0)
 	type end struct {
@@ -132,12 +132,12 @@ func TestEndsArePutOff(t *testing.T) {
 		ttl    float64
 		want   end
 	}{
-		"a second after it has ceased to count":              {0, 0, end{1001, true}},
+		"more than a second after it has ceased to count": {0, 0, end{1002, true}},
 		"rounded up":                                         {0, 0.001, end{1003, true}},
-		"later than it has to":                               {0, 8 * second, end{1011, true}},
-		"a minute later at most":                             {0, 3600 * second, end{4661, true}},
-		"not at all while it is late enough":                 {1009, 8 * second, end{1009, false}},
-		"even for the last microsecond":                      {1009, 8*second + 1, end{1013, true}},
+		"later than it has to":                               {0, 8 * second, end{1012, true}},
+		"a minute later at most":                             {0, 3600 * second, end{4662, true}},
+		"not at all while it is late enough":                 {1010, 9*second - 1, end{1010, false}},
+		"even for the last microsecond":                      {1010, 9 * second, end{1014, true}},
 		"but never so late that a microsecond has no number": {0, 1e30, end{1<<53/second + 1002 + 60, true}},
 	} {
 		t.Run("a state is kept "+name, func(t *testing.T) {

@@ -55,7 +55,7 @@ func For(client redis.UniversalClient) limiter.Store {
 type Store struct {
 	client  redis.Scripter
 	scripts scripts
-	batcher batcher
+	batcher *batcher
 	// calls are those that are not under way, to be used again.
 	calls sync.Pool
 }
@@ -71,7 +71,7 @@ func New(client redis.Scripter) *Store {
 
 func newStore(client redis.Scripter, scripts scripts) *Store {
 	s := &Store{client: client, scripts: scripts}
-	s.batcher.fly = s.decide
+	s.batcher = newBatcher(s.decide)
 	s.calls.New = func() any { return new(strategy.Call) }
 	return s
 }

@@ -36,8 +36,10 @@ return function(state, cost, times, counter)
     admitted = 0
   elseif cost > 0 then
     local need = cost < burst and cost or burst
-    admitted = floor((level + TOLERANCE - need) / cost) + 1
-    if admitted < 0 then admitted = 0 elseif admitted > times then admitted = times end
+    -- A quotient is rounded: it is a guess.
+    if times > 1 then admitted = min(times, max(0, floor((level + TOLERANCE - need) / cost) + 1)) end
+    while admitted > 0 and level - (admitted - 1) * cost + TOLERANCE < need do admitted = admitted - 1 end
+    while admitted < times and level - admitted * cost + TOLERANCE >= need do admitted = admitted + 1 end
   end
   local taken = admitted * cost
   if taken == 0 and not reset then return admitted, state end
@@ -81,13 +83,8 @@ func (b bucket) need(cost float64) float64 { return min(cost, b.burst) }
 // takeBucket is the second part of bucketLua in Go.
 func takeBucket(t *Taking, b bucket, now, units, most, times int64) {
 	cost := float64(units)
-	switch {
-	case units > most:
-	case units > 0:
-		fits := math.Floor((b.level+tolerance-b.need(cost))/cost) + 1
-		t.Admitted = int64(min(max(0, fits), float64(times)))
-	default:
-		t.Admitted = times
+	for t.Admitted < times && (units == 0 || units <= most && b.level-float64(t.Admitted*units)+tolerance >= b.need(cost)) {
+		t.Admitted++
 	}
 	taken := t.Admitted * units
 	if taken == 0 && !b.reset {

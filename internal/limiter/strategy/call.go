@@ -51,6 +51,7 @@ type Call struct {
 	// touched are the counters of the request that is being added.
 	touched []int
 	hits    int
+	said    []byte
 }
 
 // term is what hits of different counters can have in common.
@@ -64,8 +65,8 @@ type term struct {
 type group struct {
 	Request
 	times int
-	// start and end are where its bytes are in the call's requests.
-	start, end int
+	// start and end are where its bytes are in the call's requests, and first is where its answers start.
+	start, end, first int
 }
 
 type place struct{ group, nth int }
@@ -80,7 +81,7 @@ func (c *Call) Reset(now int64) {
 	clear(c.known)
 	clear(c.groups)
 	c.now, c.newest, c.newestPlace, c.hits = now, term{}, -1, 0
-	c.keys, c.terms, c.requests = nil, c.terms[:0], c.requests[:0]
+	c.keys, c.terms, c.requests = c.keys[:0], c.terms[:0], c.requests[:0]
 	c.groups, c.places, c.last = c.groups[:0], c.places[:0], c.last[:0]
 }
 
@@ -112,7 +113,7 @@ func (c *Call) Add(r Request) {
 		c.last[counter] = len(c.groups)
 	}
 	c.places = append(c.places, place{len(c.groups), 0})
-	c.groups = append(c.groups, group{Request: r, times: 1, start: start, end: len(c.requests)})
+	c.groups = append(c.groups, group{Request: r, times: 1, start: start, end: len(c.requests), first: c.hits})
 	c.hits += len(r.Hits)
 }
 
@@ -264,39 +265,42 @@ func (c *Call) answers(reply []any) ([]answer, error) {
 
 // tell makes verdicts of the answers, for one request after the other.
 func (c *Call) tell(now int64, answers []answer) [][]limiter.Verdict {
-	firsts, first := make([]int, len(c.groups)), 0
-	for g := range c.groups {
-		firsts[g] = first
-		first += len(c.groups[g].Hits)
-	}
-	all := make([][]limiter.Verdict, len(c.places))
+	all, room := make([][]limiter.Verdict, len(c.places)), make([]limiter.Verdict, c.rooms())
 	for i, p := range c.places {
 		if p.group < 0 {
 			continue
 		}
 		g := &c.groups[p.group]
-		all[i] = g.tell(now, answers[firsts[p.group]:][:len(g.Hits)], int64(p.nth))
+		n := len(g.Hits)
+		all[i], room = room[:n:n], room[n:]
+		c.tellOne(all[i], now, g, answers[g.first:][:n], int64(p.nth))
 	}
 	return all
 }
 
-// tell makes the verdicts of the nth of the equal requests.
-func (g *group) tell(now int64, answers []answer, nth int64) []limiter.Verdict {
-	verdicts := make([]limiter.Verdict, len(g.Hits))
+// rooms is how many verdicts there will be.
+func (c *Call) rooms() int {
+	rooms := 0
+	for i := range c.groups {
+		rooms += c.groups[i].times * len(c.groups[i].Hits)
+	}
+	return rooms
+}
+
+// tellOne makes the verdicts of the nth of the equal requests of a group.
+func (c *Call) tellOne(verdicts []limiter.Verdict, now int64, g *group, answers []answer, nth int64) {
 	admitted := g.admitted(answers)
 	for i := range g.Hits {
 		h, a := &g.Hits[i], &answers[i]
 		if h.Shadow && nth >= admitted {
 			continue
 		}
-		charged := min(a.admitted, admitted)
 		p := Place{Cost: costOf(h), Nth: nth, Allowed: nth < a.admitted || !h.Shadow && a.admitted > admitted}
-		if p.Allowed && nth < charged {
+		if charged := min(a.admitted, admitted); nth < charged {
 			p.Later = (charged - 1 - nth) * p.Cost
 		}
-		verdicts[i] = strategies[h.Limit.Algorithm].Tell(a.state(), now, &h.Limit, p)
+		verdicts[i] = strategies[h.Limit.Algorithm].Tell(c.state(a), now, &h.Limit, p)
 	}
-	return verdicts
 }
 
 // admitted is how many of the equal requests are: as many as all hits admit that count.
@@ -316,10 +320,11 @@ func (g *group) admitted(answers []answer) int64 {
 // header is how many bytes of a value in Redis come before the state: its layout, and when it expires.
 const header = 6
 
-// state is what was said without the header.
-func (a *answer) state() []byte {
+// state is what was said without the header. It is good until the next call of state.
+func (c *Call) state(a *answer) []byte {
 	if a.said == "" {
 		return nil
 	}
-	return []byte(a.said[header:])
+	c.said = append(c.said[:0], a.said[header:]...)
+	return c.said
 }

@@ -7,19 +7,13 @@
 -- ARGV[1]  the terms.
 -- Reply    as in take.lua.
 
-local value = redis.call('MGET', KEYS[1])[1]
-local kind, expiry = read_header(value)
-local extended = false
-
-function keep(_, ttl)
-  local later
-  expiry, later = prolong(expiry, ttl)
-  extended = extended or later
-  return expiry
-end
+local value = call('MGET', KEYS[1])[1]
+local kind
+kind, expiries[1] = 0, 0
+if value and #value > HEADER then kind, expiries[1] = read('<BI5', value) end
 
 local take = rule(read('<dddddd', ARGV[1], 33))
 local admitted, state, new, said = take(kind == LAYOUT and value or nil, read('<d', ARGV[1], 17), 1, 1)
 if stale then return {now} end
-if new then write_state(KEYS[1], state, extended and expiry) end
+if new then save(1, state) end
 return {now, admitted, said or state or ''}

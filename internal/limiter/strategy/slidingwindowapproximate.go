@@ -49,9 +49,11 @@ return function(state, cost, times, counter)
   local finish, previous, current, moved = load(state)
   local admitted = times
   if cost > 0 then
-    local count = weigh(previous, finish - now, window) + current
-    admitted = floor((requests + TOLERANCE - count) / cost)
-    if admitted < 0 then admitted = 0 elseif admitted > times then admitted = times end
+    local past = weigh(previous, finish - now, window)
+    -- A quotient is rounded: it is a guess.
+    if times > 1 then admitted = min(times, max(0, floor((requests - past - current) / cost))) end
+    while admitted > 0 and past + (current + (admitted - 1) * cost) + cost > requests + TOLERANCE do admitted = admitted - 1 end
+    while admitted < times and past + (current + admitted * cost) + cost <= requests + TOLERANCE do admitted = admitted + 1 end
   end
   local taken = admitted * cost
   if taken == 0 and not moved then return admitted, state end
@@ -77,16 +79,16 @@ end`,
 func takeSlidingWindowApproximate(t *Taking, state []byte, at int64, l *limiter.Limit, cost, times int64) {
 	now := float64(at)
 	w := loadWindows(state, at, l)
-	t.Admitted = times
-	if cost > 0 {
-		fits := math.Floor((float64(l.Requests) + tolerance - w.count(now)) / float64(cost))
-		t.Admitted = int64(min(max(0, fits), float64(times)))
+	moved := w.moved
+	for t.Admitted < times && (cost == 0 || w.count(now)+float64(cost) <= float64(l.Requests)+tolerance) {
+		t.Admitted++
+		w.current += float64(cost)
+		moved = moved || cost > 0
 	}
-	taken := t.Admitted * cost
-	if taken == 0 && !w.moved {
+	if !moved {
 		return
 	}
-	t.Next = pack(t.Next, w.length, w.finish, w.previous, w.current+float64(taken))
+	t.Next = pack(t.Next, w.length, w.finish, w.previous, w.current)
 	t.TTL = int64(w.finish + w.length - now)
 }
 

@@ -30,7 +30,7 @@ var slidingWindowRing = Strategy{
 	lua: slotsLua + `local requests, window = ...
 local slots = slots_of(window)
 local current = slot_at(now, window, slots)
-local HEADER = 30
+local FRONT = 30
 
 -- Gives the slots of another window, or of a clock that was set back, as one: so a change never gives anything.
 local function move(total)
@@ -43,18 +43,18 @@ local function load(state)
   if not state then return move(0) end
   local length, first, total = read('<ddd', state, 7)
   local each = slots_of(length)
-  local held = (#state - HEADER) / 4
+  local held = (#state - FRONT) / 4
   local gone = max(0, slot_at(now, length, each) - each - first)
   if gone >= held or total == 0 then return move(0) end
   if gone > 0 then
-    local old = {read('<' .. string.rep('I4', gone), state, HEADER + 1)}
+    local old = {read('<' .. string.rep('I4', gone), state, FRONT + 1)}
     for i = 1, gone do total = total - old[i] end
   end
   -- A clock that was set back a little is waited for.
   if total == 0 or length ~= window or start_of(first + held - 1, length, each) - now > GRACE then
     return move(total)
   end
-  return first + gone, total, sub(state, HEADER + 1 + 4 * gone), false
+  return first + gone, total, sub(state, FRONT + 1 + 4 * gone), false
 end
 
 return function(state, cost, times, counter)

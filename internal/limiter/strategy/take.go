@@ -72,8 +72,8 @@ func assembleFunction(b *strings.Builder, name string, body func(*Strategy) stri
 }
 
 func writePrelude(b *strings.Builder) {
-	fmt.Fprintf(b, "local LONGEST, GRACE, SLACK, TOLERANCE, WIDTH = %d, %d, %d, %g, %d\n",
-		int64(longest), int64(grace), int64(slack), tolerance, width)
+	fmt.Fprintf(b, "local LONGEST, GRACE, SLACK, TOLERANCE, WIDTH, HEADER = %d, %d, %d, %g, %d, %d\n",
+		int64(longest), int64(grace), int64(slack), tolerance, width, header)
 	fmt.Fprintf(b, "local TAKE, TRY, REFUND, RENEW = %d, %d, %d, %d\n", modeTake, modeTry, modeRefund, modeRenew)
 	b.WriteString(prelude)
 }

@@ -18,31 +18,22 @@
 -- Where all hits count one request more, but those that are shadows, it is charged to all. TRY charges nothing.
 -- A script is not undone when it fails, so everything is computed first, and written last.
 
--- What each counter holds, the layout of that, and when it expires, in seconds since the epoch.
-local values, kinds, expiries = redis.call('MGET', unpack(KEYS)), {}, {}
--- Which of them are to be written, and which are to live longer.
-local changed, extended = {}, {}
+-- What each counter holds, the layout of that, and whether it is to be written.
+local values, kinds, changed = call('MGET', unpack(KEYS)), {}, {}
+for counter = 1, #KEYS do
+  local value = values[counter]
+  kinds[counter], expiries[counter] = 0, 0
+  if value and #value > HEADER then kinds[counter], expiries[counter] = read('<BI5', value) end
+end
+
 local terms = {read('<' .. string.rep('d', #ARGV[1] / 8), ARGV[1])}
 local requests = ARGV[2]
-local byte = string.byte
 local rules = {}
 local reply, size = {now}, 1
 
-function keep(counter, ttl)
-  local expiry, later = prolong(expiries[counter], ttl)
-  if later then expiries[counter], extended[counter] = expiry, true end
-  return expiry
-end
-
 -- Gives the state of a counter as far as the terms can read it.
 local function load(counter, first)
-  local kind = kinds[counter]
-  if not kind then
-    local expiry
-    kind, expiry = read_header(values[counter])
-    kinds[counter], expiries[counter] = kind, expiry
-  end
-  if kind == terms[first + 1] then return values[counter] end
+  if kinds[counter] == terms[first + 1] then return values[counter] end
 end
 
 local function store(counter, first, state)
@@ -137,8 +128,8 @@ end
 
 if stale then return {now} end
 
-for counter in pairs(changed) do
-  write_state(KEYS[counter], values[counter], extended[counter] and expiries[counter])
+for counter = 1, #KEYS do
+  if changed[counter] then save(counter, values[counter]) end
 end
 
 return reply
