@@ -18,7 +18,9 @@ const (
 	fixedWindow = "internal/limiter/strategy/fixedwindow.go"
 	ring        = "internal/limiter/strategy/slidingwindowring.go"
 	approximate = "internal/limiter/strategy/slidingwindowapproximate.go"
-	take        = "internal/limiter/strategy/take.go"
+	call        = "internal/limiter/strategy/call.go"
+	evaluator   = "internal/limiter/strategy/evaluator.go"
+	prelude     = "internal/limiter/strategy/prelude.lua"
 	takeLua     = "internal/limiter/strategy/take.lua"
 	store       = "internal/limiter/redisstore/redisstore.go"
 	batcher     = "internal/limiter/redisstore/batch.go"
@@ -40,34 +42,34 @@ var (
 // two shows nothing: the table of redisstore's tests has those of the Lua alone.
 var faults = []fault{
 	{"a bucket that refuses the last token", []edit{
-		{bucket, "level + TOLERANCE >= need", "level > need"},
-		{bucket, "level+tolerance >= need", "level > need"},
+		{bucket, "level - admitted * cost + TOLERANCE >= need", "level - admitted * cost > need"},
+		{bucket, "level - (admitted - 1) * cost + TOLERANCE < need", "level - (admitted - 1) * cost <= need"},
+		{bucket, "+tolerance >= b.need(cost)", " > b.need(cost)"},
 	}, rules},
 	{"a fixed window that refuses its last request", []edit{
-		{fixedWindow, "count + cost <= requests", "count + cost < requests"},
-		{fixedWindow, "count+cost <= requests", "count+cost < requests"},
+		{fixedWindow, "floor((requests - count) / cost)", "floor((requests - count - 1) / cost)"},
+		{fixedWindow, "fitting(l.Requests-w.count,", "fitting(l.Requests-w.count-1,"},
 	}, rules},
 	{"a ring that refuses its last request", []edit{
-		{ring, "total + cost <= requests", "total + cost < requests"},
-		{ring, "cost <= l.Requests-total", "cost < l.Requests-total"},
+		{ring, "floor((requests - total) / cost)", "floor((requests - total - 1) / cost)"},
+		{ring, "fitting(l.Requests-r.total,", "fitting(l.Requests-r.total-1,"},
 	}, rules},
 	{"an approximate window that refuses its last request", []edit{
-		{approximate, "count + cost <= requests + TOLERANCE", "count + cost < requests"},
-		{approximate, "count+cost <= requests+tolerance", "count+cost < requests"},
+		{approximate, "(admitted - 1) * cost) + cost > requests + TOLERANCE", "(admitted - 1) * cost) + cost >= requests"},
+		{approximate, "admitted * cost) + cost <= requests + TOLERANCE", "admitted * cost) + cost < requests"},
+		{approximate, "w.count(now)+float64(cost) <= float64(l.Requests)+tolerance", "w.count(now)+float64(cost) < float64(l.Requests)"},
 	}, rules},
 	{"a bucket that charges what it refuses", []edit{
-		{bucket, "if allowed then level = level - cost end\n  if reset or allowed and cost > 0", "level = level - cost\n  if reset or cost > 0"},
-		{bucket, "if v.Allowed {\n\t\tlevel -= cost\n\t}\n\tif reset || v.Allowed && cost > 0", "level -= cost\n\tif reset || cost > 0"},
+		{bucket, "local taken = admitted * cost", "local taken = max(1, admitted) * cost"},
+		{bucket, "taken := t.Admitted * units", "taken := max(1, t.Admitted) * units"},
 	}, rules},
 	{"a fixed window that charges a peek", []edit{
-		{fixedWindow, "count = count + cost end", "count = count + max(1, cost) end"},
-		{fixedWindow, "if moved or allowed and cost > 0", "if moved or allowed"},
-		{fixedWindow, "count += cost", "count += max(1, cost)"},
-		{fixedWindow, "(!v.Allowed || cost == 0)", "!v.Allowed"},
+		{fixedWindow, "local taken = admitted * cost", "local taken = admitted * max(1, cost)"},
+		{fixedWindow, "taken := t.Admitted * cost", "taken := t.Admitted * max(1, cost)"},
 	}, rules},
 	{"a bucket that is given time when the clock steps back", []edit{
-		{bucket, "max(0, now - last)", "math.abs(now - last)"},
-		{bucket, "max(0, now-last)", "math.Abs(now - last)"},
+		{bucket, "if last <= now then\n      level, last = level + (now - last) * rate, now", "if last ~= now then\n      level, last = level + math.abs(now - last) * rate, now"},
+		{bucket, "if last <= now {\n\t\tlevel += float64((now - last) * b.rate)", "if last != now {\n\t\tlevel += float64(math.Abs(now-last) * b.rate)"},
 	}, rules},
 	{"a fixed window that counts twice when the clock steps back", []edit{
 		{fixedWindow, "stored <= latest then finish = stored end", "stored < 0 then finish = stored end"},
@@ -75,40 +77,52 @@ var faults = []fault{
 	}, rules},
 	{"a fixed window that starts anew when it is edited", []edit{
 		{fixedWindow, "count = taken\n      -- A clock", "count = stored == finish and taken or 0\n      -- A clock"},
-		{fixedWindow, "count = taken\n\t\t\tif stored > finish", "count = taken\n\t\t\tif stored != finish {\n\t\t\t\tcount = 0\n\t\t\t}\n\t\t\tif stored > finish"},
+		{fixedWindow, "if stored > finish && stored", "if stored != finish {\n\t\t\tw.count = 0\n\t\t}\n\t\tif stored > finish && stored"},
 	}, rules},
 	{"a ring that starts anew when it is edited", []edit{
-		{ring, "return current, {total}, total, true", "return current, {}, 0, false"},
-		{ring, "return ring{s, s.at(now), binary.LittleEndian.AppendUint32(nil, uint32(total))}, true", "return ring{slots: s, first: s.at(now)}, false"},
+		{ring, "return current, total, write('<I4', total), true", "return current, 0, '', false"},
+		{ring, "empty.total, empty.counts, empty.moved = r.total, binary.LittleEndian.AppendUint32(nil, uint32(r.total)), true\n", ""},
 	}, rules},
 	{"a counter that has another name after an edit of its limit", []edit{
 		{counter, `n.seed(h.ID.Namespace, "counter",`, `n.seed(h.ID.Namespace, "counter", h.Limit.Window.String(), strconv.FormatInt(h.Limit.Requests, 10),`},
 	}, []string{"./internal/match"}},
 	{"a request that charges some of its limits", []edit{
-		{takeLua, "if admitted or not hit.allowed then", "if true then"},
-		{take, "case admitted || !verdicts[i].Allowed:", "case admitted || verdicts[i].Remaining >= 0:"},
+		{takeLua, "if not shadow and hit.admitted > admitted then", "if false then"},
+		{evaluator, "if admitted {\n\t\ttimes = 1", "if true {\n\t\ttimes = 1"},
 	}, stores},
 	{"a refused request that charges shadow limits", []edit{
-		{takeLua, "if admitted then\n    for", "if true then\n    for"},
-		{take, "if h.Shadow && admitted {", "if h.Shadow {"},
+		{takeLua, "if admitted > 0 then takeTogether(hits, admitted,", "if true then takeTogether(hits, times,"},
+		{evaluator, "if hits[i].Shadow && admitted {", "if hits[i].Shadow {"},
 	}, stores},
 	{"a shadow limit that refuses", []edit{
-		{takeLua, "if args[at + 2] == 1 then", "if args[at + 2] == 2 then"},
-		{take, "if !h.Shadow {\n\t\t\tverdicts[i], _", "if true {\n\t\t\tverdicts[i], _"},
-		{take, "case h.Shadow:\n", ""},
-		{take, "if h.Shadow && admitted {", "if false {"},
+		{takeLua, "shadow = terms[first + 3] == 1", "shadow = terms[first + 3] == 2"},
+		{evaluator, "allowed := hits[i].Shadow || e.take", "allowed := e.take"},
 	}, stores},
+	{"a refund that is lost", []edit{
+		{takeLua, "if next then store(counter, first, next) end", "if next == 0 then store(counter, first, next) end"},
+		{evaluator, "Renew: renew})\n\tc.keep(s, now, &e.taking)", "Renew: renew})"},
+	}, rules},
+	{"a refund of more than was taken", []edit{
+		{bucket, "min(burst, level + max(0, cost - lost))", "min(burst, level + cost)"},
+		{bucket, "b.level+max(0, float64(c.Cost)-lost)", "b.level+float64(c.Cost)"},
+	}, rules},
 	{"a counter without a time to live", []edit{
-		{takeLua, ", 'PX', ttl)", ")"},
+		{prelude, "call('SETEX', KEYS[counter], expiries[counter] - second, state)", "call('SET', KEYS[counter], state)"},
 	}, redisStore},
 	{"a time to live that is rounded down", []edit{
-		{takeLua, "ceil(counter.ttl / 1000)", "floor(counter.ttl / 1000)"},
+		{prelude, "(due - due % 1000000) / 1000000 + 1", "(due - due % 1000000) / 1000000"},
 	}, redisStore},
-	{"a batch that names a counter again for each of its hits", []edit{
-		{take, "if index[h.Key] == 0 {", "if index[h.Key] >= 0 {"},
+	{"a duplicate key that is evaluated from a stale state", []edit{
+		{takeLua, "values[counter], kinds[counter], changed[counter] = state,", "values[counter], kinds[counter], changed[counter] = values[counter] or state,"},
 	}, redisStore},
+	{"equal requests that are decided as one though another came between", []edit{
+		{call, "if c.last[counter] != g {", "if false {"},
+	}, rules},
+	{"equal requests of which each is told the same", []edit{
+		{call, "p.Later = (charged - 1 - nth) * p.Cost", "p.Later = 0"},
+	}, rules},
 	{"a batch in which each hit has its neighbor's verdict", []edit{
-		{take, "r := reply[4*i:]", "r := reply[4*max(0, i-1):]"},
+		{call, "h, a := &g.Hits[i], &answers[i]", "h, a := &g.Hits[i], &answers[max(0, i-1)]"},
 	}, rules},
 	{"a batch in which each request has its neighbor's answer", []edit{
 		{batcher, "r.answer = answers[i]", "r.answer = answers[max(0, i-1)]"},
@@ -120,13 +134,17 @@ var faults = []fault{
 	{"a batch that is sent again after any error", []edit{
 		{store, "len(requests) > 1 && spoiled(err)", "len(requests) > 1"},
 	}, redisStore},
-	{"a call that is sent again after silence", []edit{
-		{store, "return s.script.Run(context.Background(), s.client, keys, args...)\n", `cmd := s.script.Run(context.Background(), s.client, keys, args...)
-	if Unanswered(cmd.Err()) {
-		cmd = s.script.Run(context.Background(), s.client, keys, args...)
+	{"a batch that is sent again whole after NOSCRIPT", []edit{
+		{store, "return s.batch.Run(ctx, client, c.Keys(), c.Args()...).Slice()", `if err := s.batch.EvalSha(ctx, client, c.Keys(), c.Args()...).Err(); err != nil {
+		return s.batch.Eval(ctx, client, c.Keys(), c.Args()...).Slice()
 	}
-	return cmd
-`},
+	return s.batch.EvalSha(ctx, client, c.Keys(), c.Args()...).Slice()`},
+	}, redisStore},
+	{"a call that is sent again after silence", []edit{
+		{store, "reply, err := s.scripts.run(context.Background(), s.client, call)", `reply, err := s.scripts.run(context.Background(), s.client, call)
+	if Unanswered(err) {
+		reply, err = s.scripts.run(context.Background(), s.client, call)
+	}`},
 	}, redisStore},
 	{"a client that sends again what was not answered", []edit{
 		{client, "withoutURL(err))\n\t}\n\to.MaxRetries = -1", "withoutURL(err))\n\t}\n\to.MaxRetries = 3"},
