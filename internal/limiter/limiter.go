@@ -110,7 +110,8 @@ type Verdict struct {
 	// Wait is how long the request has to be held before it may go on, from when the verdict is there: until its
 	// slot in a queue. Zero for all other algorithms.
 	Wait time.Duration
-	// Receipt is what [Store.Refund] and [Store.Renew] need to know of the charge.
+	// Receipt is what [Store.Refund] and [Store.Renew] need to know of the charge. Of LeakyBucketQueue it grows with
+	// the slot: of two requests that one counter has slots for, the one with the smaller receipt goes first.
 	Receipt int64
 }
 
@@ -136,15 +137,17 @@ type Store interface {
 	// Take returns as soon as ctx is done, whatever it waits for. What it has begun may go on, so after an
 	// error the hits must not be changed. Take is safe for concurrent use.
 	Take(ctx context.Context, hits []Hit) ([]Verdict, error)
-	// Refund gives back charges, because what was admitted didn't take place, or is over: a
-	// slot in a queue that nobody waits for any more, a permit that isn't used any more. It never gives more than
-	// was taken, and nothing that would let more through than if it had not been taken: what doesn't count any
-	// more stays as it is. A charge must not be refunded twice.
+	// Refund gives back charges, because what was admitted didn't take place, or is over: a slot in a queue that
+	// nobody waits for any more, a permit that isn't used any more. Several charges can have one key. It never gives
+	// more than was taken, and nothing that would let more through than if it had not been taken: what doesn't count
+	// any more stays as it is. A charge must not be refunded twice.
 	//
-	// After an error a charge may or may not be refunded; it counts until it expires, and no longer.
+	// After an error a charge may or may not be refunded; it counts until it expires, and no longer. Refund returns
+	// as soon as ctx is done, and is safe for concurrent use.
 	Refund(ctx context.Context, charges []Charge) error
-	// Renew makes permits of Concurrency last for another window from now. A permit
-	// that has expired stays so.
+	// Renew makes permits of Concurrency last for another window from now. Several charges can have one key. A
+	// permit that has expired, or was refunded, stays so. After an error a permit may or may not be renewed. Renew
+	// returns as soon as ctx is done, and is safe for concurrent use.
 	Renew(ctx context.Context, charges []Charge) error
 }
 
