@@ -48,12 +48,31 @@ type breaker struct {
 }
 
 // Take implements [limiter.Store].
-func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
+func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) (verdicts []limiter.Verdict, err error) {
+	err = b.ask(ctx, func() error {
+		verdicts, err = b.store.Take(ctx, hits)
+		return err
+	})
+	return verdicts, err
+}
+
+// Refund implements [limiter.Store].
+func (b *breaker) Refund(ctx context.Context, charges []limiter.Charge) error {
+	return b.ask(ctx, func() error { return b.store.Refund(ctx, charges) })
+}
+
+// Renew implements [limiter.Store].
+func (b *breaker) Renew(ctx context.Context, charges []limiter.Charge) error {
+	return b.ask(ctx, func() error { return b.store.Renew(ctx, charges) })
+}
+
+// ask calls the store if it may be, and learns from how that ends.
+func (b *breaker) ask(ctx context.Context, call func() error) error {
 	probe, err := b.admit()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	verdicts, err := b.store.Take(ctx, hits)
+	err = call()
 	switch {
 	case err == nil:
 		b.succeed()
@@ -62,10 +81,10 @@ func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdi
 	case probe:
 		b.release()
 	}
-	return verdicts, err
+	return err
 }
 
-// admit says whether the request is a probe, or why it must not ask the store.
+// admit says whether the call is a probe, or why it must not ask the store.
 func (b *breaker) admit() (probe bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -30,12 +30,20 @@ type patient struct {
 }
 
 func (p *patient) Take(ctx context.Context, _ []limiter.Hit) ([]limiter.Verdict, error) {
+	return nil, p.answer(ctx)
+}
+
+func (p *patient) Refund(ctx context.Context, _ []limiter.Charge) error { return p.answer(ctx) }
+
+func (p *patient) Renew(ctx context.Context, _ []limiter.Charge) error { return p.answer(ctx) }
+
+func (p *patient) answer(ctx context.Context) error {
 	p.calls.Add(1)
 	select {
 	case <-time.After(p.delay):
-		return nil, p.err
+		return p.err
 	case <-ctx.Done():
-		return nil, errSilent
+		return errSilent
 	}
 }
 
@@ -164,6 +172,36 @@ func TestBreaker(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestBreakerLearnsFromAllCalls(t *testing.T) {
+	for name, call := range calls {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := &patient{err: errSilent}
+				store := guard.Breaker(p, silent)
+				for range 6 {
+					_ = call(t.Context(), store)
+				}
+				for other, call := range calls {
+					if err := call(t.Context(), store); !errors.Is(err, limiter.ErrNotAsked) {
+						t.Errorf("after six failures the error of %s is %v", other, err)
+					}
+				}
+				p.err = nil
+				time.Sleep(probeInterval)
+				if err := call(t.Context(), store); err != nil {
+					t.Errorf("the error of a probe is %v", err)
+				}
+				for other, call := range calls {
+					if err := call(t.Context(), store); err != nil {
+						t.Errorf("after an answer the error of %s is %v", other, err)
+					}
+				}
+				wantCalls(t, p, 10)
+			})
+		})
+	}
 }
 
 func TestBreakerAndCallersInAHurry(t *testing.T) {

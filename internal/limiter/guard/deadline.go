@@ -39,16 +39,35 @@ type deadline struct {
 }
 
 // Take implements [limiter.Store].
-func (d *deadline) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
+func (d *deadline) Take(ctx context.Context, hits []limiter.Hit) (verdicts []limiter.Verdict, err error) {
+	err = d.within(ctx, func(ctx context.Context) error {
+		verdicts, err = d.store.Take(ctx, hits)
+		return err
+	})
+	return verdicts, err
+}
+
+// Refund implements [limiter.Store].
+func (d *deadline) Refund(ctx context.Context, charges []limiter.Charge) error {
+	return d.within(ctx, func(ctx context.Context) error { return d.store.Refund(ctx, charges) })
+}
+
+// Renew implements [limiter.Store].
+func (d *deadline) Renew(ctx context.Context, charges []limiter.Charge) error {
+	return d.within(ctx, func(ctx context.Context) error { return d.store.Renew(ctx, charges) })
+}
+
+// within calls the store with a context that ends when the budget is spent.
+func (d *deadline) within(ctx context.Context, call func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a := &alarm{budget: d.budget, extensions: maxExtensions, end: cancel}
 	defer a.set().Stop()
-	verdicts, err := d.store.Take(ctx, hits)
+	err := call(ctx)
 	if err != nil && context.Cause(ctx) == errSpent { //nolint:errorlint // This very error is what the alarm gives.
-		return nil, errSpent
+		return errSpent
 	}
-	return verdicts, err
+	return err
 }
 
 // alarm ends a call when its budget is spent.

@@ -17,11 +17,31 @@ import (
 
 const budget = 20 * time.Millisecond
 
-// storeFunc is a store of one function.
+// storeFunc is a store of one function, which answers all calls.
 type storeFunc func(ctx context.Context) ([]limiter.Verdict, error)
 
 func (f storeFunc) Take(ctx context.Context, _ []limiter.Hit) ([]limiter.Verdict, error) {
 	return f(ctx)
+}
+
+func (f storeFunc) Refund(ctx context.Context, _ []limiter.Charge) error {
+	_, err := f(ctx)
+	return err
+}
+
+func (f storeFunc) Renew(ctx context.Context, _ []limiter.Charge) error {
+	_, err := f(ctx)
+	return err
+}
+
+// calls are what a store can be asked, by name.
+var calls = map[string]func(ctx context.Context, store limiter.Store) error{
+	"Take": func(ctx context.Context, store limiter.Store) error {
+		_, err := store.Take(ctx, nil)
+		return err
+	},
+	"Refund": func(ctx context.Context, store limiter.Store) error { return store.Refund(ctx, nil) },
+	"Renew":  func(ctx context.Context, store limiter.Store) error { return store.Renew(ctx, nil) },
 }
 
 func TestDeadline(t *testing.T) {
@@ -59,14 +79,16 @@ func TestDeadline(t *testing.T) {
 			t.Errorf("after %s the error is %v", took, err)
 		}
 	})
-	run("a store that doesn't answer is given up when the budget is spent", func(t *testing.T) {
-		store := guard.Deadline(storeFunc(waitForContext), budget)
-		start := time.Now()
-		_, err := store.Take(t.Context(), nil)
-		if took := time.Since(start); took != budget || !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("after %s the error is %v", took, err)
-		}
-	})
+	for name, call := range calls {
+		run(name+" of a store that doesn't answer is given up when the budget is spent", func(t *testing.T) {
+			store := guard.Deadline(storeFunc(waitForContext), budget)
+			start := time.Now()
+			err := call(t.Context(), store)
+			if took := time.Since(start); took != budget || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("after %s the error is %v", took, err)
+			}
+		})
+	}
 }
 
 func waitForContext(ctx context.Context) ([]limiter.Verdict, error) {

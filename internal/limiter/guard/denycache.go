@@ -23,11 +23,13 @@ const (
 // can't answer any more isn't admitted for that.
 //
 // A refusal holds for the same key, limit and cost, and never refuses longer than the store said. The store is
-// asked again twice a second, by one request while the others go on being refused; so a refund, or counts that
-// were lost, are noticed within a second. A failure of the store leaves a refusal as it is.
+// asked again twice a second, by one request while the others go on being refused; so a refund by somebody else, or
+// counts that were lost, are noticed within a second. After a refund through the cache itself, nothing is remembered
+// of its keys. A failure of the store leaves a refusal as it is.
 //
 // The verdicts of a request that is refused from memory are zero for the hits that nothing is remembered of.
-// Shadow hits are neither remembered nor answered from memory, and so are hits that never fit.
+// Shadow hits are neither remembered nor answered from memory, and so are hits that never fit, and those of
+// [limiter.Concurrency]: a permit can come back at any moment.
 func DenyCache(store limiter.Store) limiter.Store {
 	return &denyCache{store: store, seed: maphash.MakeSeed()}
 }
@@ -67,6 +69,20 @@ func (c *denyCache) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Ver
 	}
 	c.remember(hits, verdicts, asked)
 	return verdicts, nil
+}
+
+// Refund implements [limiter.Store].
+func (c *denyCache) Refund(ctx context.Context, charges []limiter.Charge) error {
+	err := c.store.Refund(ctx, charges)
+	for i := range charges { // After an error too: the store may have done it.
+		c.forget(charges[i].Hit.Key)
+	}
+	return err
+}
+
+// Renew implements [limiter.Store].
+func (c *denyCache) Renew(ctx context.Context, charges []limiter.Charge) error {
+	return c.store.Renew(ctx, charges)
 }
 
 // recall gives the verdicts of a request that is refused from memory, or nil.
@@ -115,7 +131,7 @@ func (c *denyCache) remember(hits []limiter.Hit, verdicts []limiter.Verdict, ask
 		h := &hits[i]
 		slot := c.slot(h.Key)
 		switch {
-		case h.Shadow:
+		case h.Shadow, h.Limit.Algorithm == limiter.Concurrency:
 		case v.RetryAfter > 0:
 			slot.Store(&refusal{key: h.Key, limit: h.Limit, cost: h.Cost, verdict: v, asked: asked, checked: asked})
 		case v.Allowed:
@@ -123,6 +139,13 @@ func (c *denyCache) remember(hits []limiter.Hit, verdicts []limiter.Verdict, ask
 				slot.CompareAndSwap(r, nil)
 			}
 		}
+	}
+}
+
+func (c *denyCache) forget(key string) {
+	slot := c.slot(key)
+	if r := slot.Load(); r != nil && r.key == key {
+		slot.CompareAndSwap(r, nil)
 	}
 }
 

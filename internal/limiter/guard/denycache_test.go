@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/guard"
@@ -205,6 +206,64 @@ func TestDenyCacheOfAStoreThatFails(t *testing.T) {
 			}
 		})
 	})
+}
+
+func TestDenyCacheAndRefunds(t *testing.T) {
+	refusal := []limiter.Verdict{{RetryAfter: time.Hour, ResetAfter: time.Hour}}
+	tests := map[string]struct {
+		hit      limiter.Hit
+		refunded string
+		err      error
+		want     int64
+	}{
+		"a refund makes what is remembered of its key void":           {one("a"), "a", nil, 2},
+		"so does a refund that may have failed":                       {one("a"), "a", errSilent, 2},
+		"what is remembered of other keys holds":                      {one("a"), "b", nil, 1},
+		"a request for a permit is asked of the store, refund or not": {permit("a"), "b", nil, 2},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &refunding{verdicts: refusal, err: test.err}
+				store := guard.DenyCache(s)
+				take(t, store, []limiter.Hit{test.hit})
+				charges := []limiter.Charge{{Hit: one(test.refunded), Receipt: 7}}
+				if err := store.Refund(t.Context(), charges); !errors.Is(err, test.err) {
+					t.Errorf("the refund's error is %v", err)
+				}
+				take(t, store, []limiter.Hit{test.hit})
+				want := refunding{verdicts: refusal, err: test.err, asked: test.want, refunded: charges}
+				if diff := cmp.Diff(want, *s, cmp.AllowUnexported(refunding{}), cmpopts.EquateErrors()); diff != "" {
+					t.Errorf("what the store was asked (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// refunding is a store that always says the same, and notes what it is asked.
+type refunding struct {
+	verdicts []limiter.Verdict
+	err      error
+	asked    int64
+	refunded []limiter.Charge
+}
+
+func (r *refunding) Take(context.Context, []limiter.Hit) ([]limiter.Verdict, error) {
+	r.asked++
+	return r.verdicts, nil
+}
+
+func (r *refunding) Refund(_ context.Context, charges []limiter.Charge) error {
+	r.refunded = append(r.refunded, charges...)
+	return r.err
+}
+
+func (r *refunding) Renew(context.Context, []limiter.Charge) error { return r.err }
+
+// permit is a hit of a counter with one permit.
+func permit(key string) limiter.Hit {
+	return limiter.Hit{Key: key, Limit: limiter.Limit{Algorithm: limiter.Concurrency, Requests: 1, Window: 10 * time.Second}, Cost: 1}
 }
 
 // With and without the cache, requests at random times are decided alike.
