@@ -15,12 +15,16 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/memorystore"
 )
 
-// storeFunc is a store of one function.
+// storeFunc is a store of one function, which is asked for nothing but decisions.
 type storeFunc func(hits []limiter.Hit) ([]limiter.Verdict, error)
 
 func (f storeFunc) Take(_ context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
 	return f(hits)
 }
+
+func (storeFunc) Refund(context.Context, []limiter.Charge) error { panic("refunded") }
+
+func (storeFunc) Renew(context.Context, []limiter.Charge) error { panic("renewed") }
 
 // outcomes are what a recorder was told, by the name of the limit.
 type outcomes map[string][]limiter.Outcome
@@ -158,7 +162,8 @@ func TestEngine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			told := outcomes{}
 			got := limiter.NewEngine(test.store, told).Decide(t.Context(), test.hits)
-			if diff := cmp.Diff(test.want, got, cmpopts.EquateErrors()); diff != "" {
+			got.Release()
+			if diff := cmp.Diff(test.want, got, decisions...); diff != "" {
 				t.Errorf("decision (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(test.outcomes, told); diff != "" {
@@ -182,6 +187,45 @@ func TestEngine(t *testing.T) {
 		}
 	})
 }
+
+// decisions compares them but for the permits, of which a store tells more.
+var decisions = cmp.Options{cmpopts.EquateErrors(), cmpopts.IgnoreUnexported(limiter.Decision{})}
+
+func BenchmarkDecide(b *testing.B) {
+	a, q, c := hit("a"), with(hit("q"), queue), with(hit("c"), permit)
+	for name, hits := range map[string][]limiter.Hit{"one limit": {a}, "three limits": {a, a, a}, "a queue without a wait": {q}, "a permit": {c}} {
+		b.Run(name, func(b *testing.B) {
+			verdicts := make([]limiter.Verdict, len(hits))
+			for i := range verdicts {
+				verdicts[i] = limiter.Verdict{Allowed: true}
+			}
+			engine := limiter.NewEngine(generous(verdicts), nobody{})
+			ctx, cancel := context.WithCancel(b.Context())
+			defer cancel()
+			b.ReportAllocs()
+			for b.Loop() {
+				d := engine.Decide(ctx, hits)
+				d.Release()
+			}
+		})
+	}
+}
+
+// generous is a store that always says the same.
+type generous []limiter.Verdict
+
+func (g generous) Take(context.Context, []limiter.Hit) ([]limiter.Verdict, error) { return g, nil }
+
+func (generous) Refund(context.Context, []limiter.Charge) error { return nil }
+
+func (generous) Renew(context.Context, []limiter.Charge) error { return nil }
+
+// nobody wants to know any outcomes.
+type nobody struct{}
+
+func (nobody) Record(limiter.LimitID, limiter.Outcome) {}
+
+func queue(h *limiter.Hit) { h.Limit.Algorithm = limiter.LeakyBucketQueue }
 
 // hit is one on a counter of 5 an hour.
 func hit(limit string) limiter.Hit {
