@@ -41,7 +41,7 @@ type Proxy struct {
 
 // New makes a proxy that asks engine about every request.
 func New(engine *limiter.Engine, o Options) *Proxy {
-	return &Proxy{engine: engine, options: o, metrics: newMetrics()}
+	return &Proxy{engine: engine, options: o, metrics: newMetrics(engine)}
 }
 
 // Swap makes m decide which limits a request hits, from the next request on.
@@ -65,11 +65,16 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	d := h.decide(m, r)
-	if !d.Allowed {
+	// However the request ends: by a panic too, and of an upgraded connection that is when nobody speaks any more.
+	defer d.Release()
+	switch {
+	case d.Left:
+		h.upstream.fail(w, r, context.Cause(r.Context()))
+	case !d.Allowed:
 		refusalOf(m, d, r.Header).answer(w, r)
-		return
+	default:
+		h.upstream.forward(w, r, quotasOf(m, d))
 	}
-	h.upstream.forward(w, r, quotasOf(m, d))
 }
 
 // notARequest refuses what may not be forwarded, whatever the limits say.
@@ -99,9 +104,11 @@ func (h *handler) bootstrap(w http.ResponseWriter, r *http.Request) {
 	h.upstream.forward(w, r, nil)
 }
 
+// decide decides a request. It returns when the request's turn has come, or its client has left. The body is not
+// read meanwhile, and while any of it is still to come, net/http doesn't see a client of HTTP/1 leave: its request
+// then fails in its turn.
 func (h *handler) decide(m *match.Matcher, r *http.Request) limiter.Decision {
 	start := time.Now()
-	defer func() { h.metrics.decisions.Observe(time.Since(start).Seconds()) }()
 	hits := m.Match(match.Request{
 		Listener: h.listener,
 		Method:   r.Method,
@@ -110,9 +117,9 @@ func (h *handler) decide(m *match.Matcher, r *http.Request) limiter.Decision {
 		Header:   endToEnd(r.Header),
 		Client:   h.client(r),
 	})
-	// A client that hangs up has asked all the same. If that ended the question to the store, it would
-	// look like a failure of the store.
-	return h.engine.Decide(context.WithoutCancel(r.Context()), hits)
+	d := h.engine.Decide(r.Context(), hits)
+	h.metrics.decided(time.Since(start), d.Waited)
+	return d
 }
 
 func (h *handler) client(r *http.Request) netip.Addr {

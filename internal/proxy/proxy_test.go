@@ -37,12 +37,22 @@ func (v verdict) Take(_ context.Context, hits []limiter.Hit) ([]limiter.Verdict,
 	return verdicts, nil
 }
 
+func (verdict) Refund(context.Context, []limiter.Charge) error { return nil }
+
+func (verdict) Renew(context.Context, []limiter.Charge) error { return nil }
+
 // broken is a store that can't answer.
 type broken struct{}
 
 func (broken) Take(context.Context, []limiter.Hit) ([]limiter.Verdict, error) {
-	return nil, errors.New("the store is away")
+	return nil, errAway
 }
+
+func (broken) Refund(context.Context, []limiter.Charge) error { return errAway }
+
+func (broken) Renew(context.Context, []limiter.Charge) error { return errAway }
+
+var errAway = errors.New("the store is away")
 
 var (
 	admits  = verdict{Allowed: true, Remaining: 41, ResetAfter: 30 * time.Second}

@@ -35,7 +35,9 @@ func quotasOf(m *match.Matcher, d limiter.Decision) []quota {
 		if h.Shadow || !slices.Contains(m.Response(h.ID).Headers, draft11) {
 			continue
 		}
-		quotas = addQuota(quotas, quota{name: nameOf(h.ID), limit: h.Limit, remaining: v.Remaining, reset: v.ResetAfter})
+		// The verdict is from before the wait.
+		reset := max(0, v.ResetAfter-d.Waited)
+		quotas = addQuota(quotas, quota{name: nameOf(h.ID), limit: h.Limit, remaining: v.Remaining, reset: reset})
 	}
 	return quotas
 }
@@ -70,10 +72,15 @@ func writeQuotas(h http.Header, quotas []quota) {
 	addField(h, "Ratelimit", states)
 }
 
-// policy says how much is allowed: "checkout-api/per-customer";q=100;w=60.
+// policy says how much is allowed: "checkout-api/per-customer";q=100;w=60. Of requests under way at a time it is
+// "checkout-api/at-a-time";q=5;qu="concurrent-requests", which has no window.
 func (q quota) policy() httpsfv.Item {
 	item := httpsfv.NewItem(q.name)
 	item.Params.Add("q", min(q.limit.Requests, maxInteger))
+	if q.concurrent() {
+		item.Params.Add("qu", "concurrent-requests")
+		return item
+	}
 	// w counts whole seconds, and is one number for all windows. One that doesn't, and days or months that aren't
 	// all as long, are better left out than told wrong.
 	if q.limit.Window > 0 && q.limit.Window%time.Second == 0 {
@@ -82,13 +89,18 @@ func (q quota) policy() httpsfv.Item {
 	return item
 }
 
-// state says how much is left, and for how long: "checkout-api/per-customer";r=99;t=42.
+// state says how much is left, and for how long: "checkout-api/per-customer";r=99;t=42. When requests under way will
+// be over nobody knows, so of these it has no t.
 func (q quota) state() httpsfv.Item {
 	item := httpsfv.NewItem(q.name)
 	item.Params.Add("r", min(q.remaining, maxInteger))
-	item.Params.Add("t", seconds(q.reset))
+	if !q.concurrent() {
+		item.Params.Add("t", seconds(q.reset))
+	}
 	return item
 }
+
+func (q quota) concurrent() bool { return q.limit.Algorithm == limiter.Concurrency }
 
 // maxInteger is the largest integer that a structured field holds.
 const maxInteger = 999_999_999_999_999

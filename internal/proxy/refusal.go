@@ -195,20 +195,41 @@ func describe(id limiter.LimitID) string {
 }
 
 // rate says how much a limit admits: 100 requests per 1m. A leaky bucket refuses the second one too, if it
-// comes too soon.
+// comes too soon, or lets it wait.
 func rate(l limiter.Limit) string {
-	window := short(l.Window)
-	if l.Algorithm == limiter.CalendarWindow {
-		window = strings.ToLower(string(l.Calendar.Unit)) + " in " + l.Calendar.TimeZone
+	if l.Algorithm == limiter.Concurrency {
+		return requests(l.Requests) + " at a time"
 	}
-	if l.Requests == 1 {
-		return "1 request per " + window
-	}
-	s := fmt.Sprintf("%d requests per %s", l.Requests, window)
-	if l.Algorithm == limiter.LeakyBucketMeter {
+	s := requests(l.Requests) + " per " + window(l)
+	if l.Requests > 1 && (l.Algorithm == limiter.LeakyBucketMeter || l.Algorithm == limiter.LeakyBucketQueue) {
 		s += ", evenly spaced"
 	}
+	if l.Algorithm == limiter.LeakyBucketQueue {
+		s += ", and lets " + waiting(l.MaxQueue) + " wait for up to " + short(l.MaxDelay)
+	}
 	return s
+}
+
+func requests(n int64) string {
+	if n == 1 {
+		return "1 request"
+	}
+	return fmt.Sprintf("%d requests", n)
+}
+
+func window(l limiter.Limit) string {
+	if l.Algorithm == limiter.CalendarWindow {
+		return strings.ToLower(string(l.Calendar.Unit)) + " in " + l.Calendar.TimeZone
+	}
+	return short(l.Window)
+}
+
+// waiting says how many others can wait. 0 is as many as have their turn in time.
+func waiting(n int64) string {
+	if n == 0 {
+		return "others"
+	}
+	return fmt.Sprintf("up to %d others", n)
 }
 
 // short is a duration as people write it: 1m, not 1m0s.

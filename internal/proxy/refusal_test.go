@@ -26,6 +26,18 @@ func byKey(p *match.Policy) {
 	p.Limits[0].Key = []match.KeySource{{Header: "x-api-key", OnMissing: "Deny"}}
 }
 
+// atATime makes the limit one of requests under way.
+func atATime(p *match.Policy) {
+	p.Limits[0].Limit = limiter.Limit{Algorithm: limiter.Concurrency, Requests: 5, Window: 10 * time.Second}
+}
+
+// inTurn makes the limit a queue.
+func inTurn(p *match.Policy) {
+	p.Limits[0].Limit = limiter.Limit{
+		Algorithm: limiter.LeakyBucketQueue, Requests: 5, Window: time.Second, MaxDelay: time.Hour, MaxQueue: 50,
+	}
+}
+
 func failClosed(p *match.Policy) { p.Limits[0].OnFailure = limiter.FailClosed }
 
 func TestARefusalSaysWhichLimitAndHowLong(t *testing.T) {
@@ -89,6 +101,49 @@ func TestARefusalSaysWhichLimitAndHowLong(t *testing.T) {
 				`Ratelimit-Policy: "checkout-api/per-customer";q=100;w=60`,
 				"Retry-After: 12", "",
 				`{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Request cannot be satisfied as assigned quota has been exceeded","status":429,"detail":"Limit per-customer of policy checkout-api admits 100 requests per 1m, evenly spaced; try again in 12 seconds.","violated-policies":["checkout-api/per-customer"]}`),
+		},
+		{
+			"a queue is full", refuses,
+			checkout(func(p *match.Policy) {
+				inTurn(p)
+				p.Limits[0].Limit.MaxDelay = 10 * time.Second
+			}),
+			crlf("GET / HTTP/1.1", "Host: shop.example", "", ""),
+			crlf("HTTP/1.1 429 Too Many Requests",
+				"Cache-Control: no-store",
+				"Content-Length: 374",
+				"Content-Type: application/problem+json",
+				`Ratelimit: "checkout-api/per-customer";r=0;t=12`,
+				`Ratelimit-Policy: "checkout-api/per-customer";q=5;w=1`,
+				"Retry-After: 12", "",
+				`{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Request cannot be satisfied as assigned quota has been exceeded","status":429,"detail":"Limit per-customer of policy checkout-api admits 5 requests per 1s, evenly spaced, and lets up to 50 others wait for up to 10s; try again in 12 seconds.","violated-policies":["checkout-api/per-customer"]}`),
+		},
+		{
+			"the delay alone bounds a queue", refuses,
+			checkout(func(p *match.Policy) {
+				p.Limits[0].Limit = limiter.Limit{Algorithm: limiter.LeakyBucketQueue, Requests: 1, Window: time.Second, MaxDelay: time.Minute}
+			}),
+			crlf("GET / HTTP/1.1", "Host: shop.example", "", ""),
+			crlf("HTTP/1.1 429 Too Many Requests",
+				"Cache-Control: no-store",
+				"Content-Length: 348",
+				"Content-Type: application/problem+json",
+				`Ratelimit: "checkout-api/per-customer";r=0;t=12`,
+				`Ratelimit-Policy: "checkout-api/per-customer";q=1;w=1`,
+				"Retry-After: 12", "",
+				`{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Request cannot be satisfied as assigned quota has been exceeded","status":429,"detail":"Limit per-customer of policy checkout-api admits 1 request per 1s, and lets others wait for up to 1m; try again in 12 seconds.","violated-policies":["checkout-api/per-customer"]}`),
+		},
+		{
+			"all permits are taken", refuses, checkout(atATime),
+			crlf("GET / HTTP/1.1", "Host: shop.example", "", ""),
+			crlf("HTTP/1.1 429 Too Many Requests",
+				"Cache-Control: no-store",
+				"Content-Length: 317",
+				"Content-Type: application/problem+json",
+				`Ratelimit: "checkout-api/per-customer";r=0`,
+				`Ratelimit-Policy: "checkout-api/per-customer";q=5;qu="concurrent-requests"`,
+				"Retry-After: 12", "",
+				`{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Request cannot be satisfied as assigned quota has been exceeded","status":429,"detail":"Limit per-customer of policy checkout-api admits 5 requests at a time; try again in 12 seconds.","violated-policies":["checkout-api/per-customer"]}`),
 		},
 		{
 			"a day of the calendar isn't over", refuses,

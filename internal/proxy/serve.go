@@ -18,8 +18,8 @@ import (
 )
 
 // Serve forwards what arrives at ln to upstream, of which scheme and host count, until ctx is done. Then
-// it closes ln and lets what is in flight finish, upgraded connections too, for up to grace; what is left
-// then is cut off, and is an error. The limits of a section count where the section has the listener's
+// it closes ln and lets what is in flight finish, upgraded connections too, for up to grace from when the last
+// request that is held in a queue has its turn; what is left then is cut off, and is an error. The limits of a section count where the section has the listener's
 // name; where the name is empty all do.
 func (p *Proxy) Serve(ctx context.Context, ln net.Listener, name string, upstream *url.URL, grace time.Duration) error {
 	f := newForwarder(upstream, p.metrics, p.options.Log.WithValues("listener", cmp.Or(name, ln.Addr().String())))
@@ -31,7 +31,7 @@ func (p *Proxy) Serve(ctx context.Context, ln net.Listener, name string, upstrea
 	s := newServer(t, p.options.Log)
 	s.BaseContext = func(net.Listener) context.Context { return requests }
 	drained := make(chan error, 1)
-	stop := context.AfterFunc(ctx, func() { drained <- t.drain(s, grace) })
+	stop := context.AfterFunc(ctx, func() { drained <- t.drain(s, p.untilLastTurn()+grace) })
 	if err := s.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		stop()
 		return fmt.Errorf("serving %s: %w", ln.Addr(), err)
@@ -40,6 +40,12 @@ func (p *Proxy) Serve(ctx context.Context, ln net.Listener, name string, upstrea
 		return fmt.Errorf("draining %s: %w", ln.Addr(), err)
 	}
 	return nil
+}
+
+// untilLastTurn is how long requests will still be held for.
+func (p *Proxy) untilLastTurn() time.Duration {
+	_, longest := p.engine.Waiting()
+	return longest
 }
 
 func newServer(h http.Handler, log logr.Logger) *http.Server {
