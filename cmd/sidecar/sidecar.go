@@ -37,6 +37,7 @@ type sidecar struct {
 	options  options
 	log      logr.Logger
 	state    *state
+	engine   *limiter.Engine
 	proxy    *proxy.Proxy
 	recorder *usage.Recorder
 	// counting is what requests are counted in, and store that of it whose failures are told.
@@ -72,7 +73,8 @@ func newSidecar(o options, log logr.Logger) (*sidecar, error) {
 	if err := join(); err != nil {
 		return nil, err
 	}
-	s.proxy = proxy.New(limiter.NewEngine(s.counting, s.recorder), proxy.Options{
+	s.engine = limiter.NewEngine(s.counting, s.recorder)
+	s.proxy = proxy.New(s.engine, proxy.Options{
 		TrustedProxies:  o.trustedProxies,
 		BootstrapClosed: o.bootstrap == bootstrapClosed,
 		Log:             log.WithName("proxy"),
@@ -194,6 +196,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	helpers, lasting := errgroup.WithContext(lasting)
 	helpers.Go(func() error { return serveAdmin(lasting, admin, s.state, s.metrics, s.log) })
 	helpers.Go(func() error { return s.follow(lasting) })
+	helpers.Go(func() error { s.engine.Run(lasting); return nil })
 	helpers.Go(func() error { s.tellOfBootstrap(lasting); return nil })
 	if s.counters != nil {
 		helpers.Go(func() error { s.store.greet(lasting, s.counters); return nil })

@@ -16,7 +16,7 @@ import (
 
 // watched is a store whose failures are counted and logged, and the end of them too.
 type watched struct {
-	limiter.Store
+	store    limiter.Store
 	failures *prometheus.CounterVec
 	// failing is whether the last that was heard of the store is a failure.
 	failing atomic.Bool
@@ -24,9 +24,9 @@ type watched struct {
 }
 
 func watch(s limiter.Store, log logr.Logger) *watched {
-	w := &watched{Store: s, log: log, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+	w := &watched{store: s, log: log, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "weir_store_errors_total",
-		Help: "Decisions that the store gave no answer for.",
+		Help: "Calls that the store gave no answer to: for decisions, and to give back or renew what they took.",
 	}, []string{"reason"})}
 	for _, reason := range redisstore.Reasons() {
 		w.failures.WithLabelValues(reason) // A counter that first shows at 1 has no increase to alert on.
@@ -36,7 +36,27 @@ func watch(s limiter.Store, log logr.Logger) *watched {
 
 // Take implements [limiter.Store].
 func (w *watched) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
-	verdicts, err := w.Store.Take(ctx, hits)
+	verdicts, err := w.store.Take(ctx, hits)
+	w.heard(err)
+	return verdicts, err
+}
+
+// Refund implements [limiter.Store].
+func (w *watched) Refund(ctx context.Context, charges []limiter.Charge) error {
+	err := w.store.Refund(ctx, charges)
+	w.heard(err)
+	return err
+}
+
+// Renew implements [limiter.Store].
+func (w *watched) Renew(ctx context.Context, charges []limiter.Charge) error {
+	err := w.store.Renew(ctx, charges)
+	w.heard(err)
+	return err
+}
+
+// heard counts and tells how a call has ended.
+func (w *watched) heard(err error) {
 	switch {
 	case err != nil:
 		w.failures.WithLabelValues(redisstore.Reason(err)).Inc()
@@ -44,7 +64,6 @@ func (w *watched) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdi
 	case w.failing.Load() && w.failing.CompareAndSwap(true, false): // Loading alone keeps the usual case cheap.
 		w.log.Info("the store answers again")
 	}
-	return verdicts, err
 }
 
 // greet pings the store's Redis, so that one which is away is told of before a request needs it.

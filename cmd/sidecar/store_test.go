@@ -10,6 +10,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/weir-dev/weir/internal/limiter"
@@ -19,10 +20,16 @@ import (
 // flaky is a store that gives these errors, one after the other.
 type flaky struct{ errs []error }
 
-func (f *flaky) Take(context.Context, []limiter.Hit) ([]limiter.Verdict, error) {
+func (f *flaky) Take(context.Context, []limiter.Hit) ([]limiter.Verdict, error) { return nil, f.next() }
+
+func (f *flaky) Refund(context.Context, []limiter.Charge) error { return f.next() }
+
+func (f *flaky) Renew(context.Context, []limiter.Charge) error { return f.next() }
+
+func (f *flaky) next() error {
 	err := f.errs[0]
 	f.errs = f.errs[1:]
-	return nil, err
+	return err
 }
 
 // lines gives a logger and what it has logged.
@@ -34,14 +41,25 @@ func lines() (logr.Logger, *[]string) {
 const unreachable = `"msg"="the store did not answer" "error"="EOF" "reason"="unreachable"`
 
 func TestAStoreThatComesBackIsToldOfOnce(t *testing.T) {
-	log, logged := lines()
-	store := watch(&flaky{errs: []error{nil, io.EOF, io.EOF, nil, nil, io.EOF, nil}}, log)
-	for range 7 {
-		_, _ = store.Take(t.Context(), nil)
-	}
-	again := `"level"=0 "msg"="the store answers again"`
-	if diff := cmp.Diff([]string{unreachable, unreachable, again, unreachable, again}, *logged); diff != "" {
-		t.Errorf("logged (-want +got):\n%s", diff)
+	for name, call := range map[string]func(store limiter.Store){
+		"by decisions":             func(store limiter.Store) { _, _ = store.Take(t.Context(), nil) },
+		"by what is given back":    func(store limiter.Store) { _ = store.Refund(t.Context(), nil) },
+		"by permits to be renewed": func(store limiter.Store) { _ = store.Renew(t.Context(), nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			log, logged := lines()
+			store := watch(&flaky{errs: []error{nil, io.EOF, io.EOF, nil, nil, io.EOF, nil}}, log)
+			for range 7 {
+				call(store)
+			}
+			again := `"level"=0 "msg"="the store answers again"`
+			if diff := cmp.Diff([]string{unreachable, unreachable, again, unreachable, again}, *logged); diff != "" {
+				t.Errorf("logged (-want +got):\n%s", diff)
+			}
+			if n := testutil.ToFloat64(store.failures.WithLabelValues("unreachable")); n != 3 {
+				t.Errorf("%v failures are counted", n)
+			}
+		})
 	}
 }
 
