@@ -299,7 +299,7 @@ func (c *Call) tellOne(verdicts []limiter.Verdict, now int64, g *group, answers 
 		if charged := min(a.admitted, admitted); nth < charged {
 			p.Later = (charged - 1 - nth) * p.Cost
 		}
-		verdicts[i] = strategies[h.Limit.Algorithm].Tell(c.state(a), now, &h.Limit, p)
+		verdicts[i] = strategies[h.Limit.Algorithm].tell(c.state(a), now, &h.Limit, p)
 	}
 }
 

@@ -127,8 +127,8 @@ func TestVerdicts(t *testing.T) {
 		left := time.Duration(finish-epoch) * time.Microsecond
 		want := [][]limiter.Verdict{
 			{{Allowed: true, Remaining: 1, ResetAfter: left, Receipt: finish}},
-			{{Allowed: true, Remaining: 0, ResetAfter: left, Receipt: finish}},
-			{{Remaining: 0, RetryAfter: left, ResetAfter: left, Receipt: finish}},
+			{{Allowed: true, ResetAfter: left, Receipt: finish}},
+			{{RetryAfter: left, ResetAfter: left}},
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("verdicts (-want +got):\n%s", diff)

@@ -61,6 +61,15 @@ type Strategy struct {
 	params func(p *[maxParams]float64, now int64, l *limiter.Limit)
 }
 
+// tell is Tell. There is no receipt of what was not charged.
+func (s *Strategy) tell(said []byte, now int64, l *limiter.Limit, p Place) limiter.Verdict {
+	v := s.Tell(said, now, l, p)
+	if !p.Allowed {
+		v.Receipt = 0
+	}
+	return v
+}
+
 // Taking is what comes of a rule.
 type Taking struct {
 	// Admitted is how many of the requests are. The first ones are, and the others, which would have to wait,
