@@ -42,8 +42,9 @@ type Limit struct {
 	Calendar Calendar `json:"calendar,omitzero"`
 	// Burst is the capacity of a token bucket; other algorithms ignore it.
 	Burst int64 `json:"burst,omitempty"`
-	// MaxDelay is the longest that LeakyBucketQueue has a request wait, a whole number of microseconds, and
-	// MaxQueue how many can wait at a time; other algorithms ignore both.
+	// MaxDelay is the longest that LeakyBucketQueue has a request wait, a whole number of microseconds up to 8784 h,
+	// and MaxQueue how many can wait at a time, a cost of 3 counting as 3: 0 for any number. With a MaxDelay of 0
+	// nobody waits. Other algorithms ignore both.
 	MaxDelay time.Duration `json:"maxDelay,omitempty"`
 	MaxQueue int64         `json:"maxQueue,omitempty"`
 }
@@ -104,11 +105,12 @@ type Verdict struct {
 	// RetryAfter is how long to wait until the same request fits, if nobody else takes anything
 	// meanwhile. Zero when allowed, and only then; [Never] when the cost is above the capacity.
 	RetryAfter time.Duration
-	// ResetAfter is how long Remaining has to last: the end of a fixed window, the time in which a bucket
+	// ResetAfter is how long Remaining has to last: the end of a fixed window, the time in which a bucket or a queue
 	// gains as much again (one token, when nothing is left), the time until a sliding window has more.
 	ResetAfter time.Duration
 	// Wait is how long the request has to be held before it may go on, from when the verdict is there: until its
-	// slot in a queue. Zero for all other algorithms.
+	// slot in a queue. Zero for all other algorithms, for a shadow hit, which holds nobody, and where nothing was
+	// charged.
 	Wait time.Duration
 	// Receipt is what [Store.Refund] and [Store.Renew] need to know of the charge. Of LeakyBucketQueue it grows with
 	// the slot: of two requests that one counter has slots for, the one with the smaller receipt goes first.

@@ -322,7 +322,7 @@ func someHits(random *rand.Rand) []limiter.Hit {
 	for _, algorithm := range names[:1+random.IntN(3)] {
 		hits = append(hits, limiter.Hit{
 			Key:    fmt.Sprint(algorithm, random.IntN(2)),
-			Limit:  limiter.Limit{Algorithm: algorithm, Requests: 4, Window: 2 * time.Second, Calendar: day, Burst: 3},
+			Limit:  limiter.Limit{Algorithm: algorithm, Requests: 4, Window: 2 * time.Second, Calendar: day, Burst: 3, MaxDelay: time.Second},
 			Cost:   [...]int64{0, 1, 1, 1, 2, 5}[random.IntN(6)],
 			Shadow: random.IntN(8) == 0,
 		})

@@ -131,7 +131,7 @@ func admits(verdicts []limiter.Verdict) bool {
 func testSpread(t *testing.T, store *redisstore.Cluster) {
 	narrow := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 60, Window: year}
 	for i, algorithm := range strategy.Names() {
-		wide := limiter.Limit{Algorithm: algorithm, Requests: 1000, Window: year, Calendar: years, Burst: 1000}
+		wide := limiter.Limit{Algorithm: algorithm, Requests: 1000, Window: year, Calendar: years, Burst: 1000, MaxDelay: year, MaxQueue: 999}
 		costs := int64(1)
 		if algorithm == limiter.LeakyBucketMeter {
 			wide.Window, costs = 10*time.Millisecond, 0 // It admits one at a time: here it is only asked.

@@ -80,6 +80,21 @@ var faults = map[string]struct {
 	"an approximation that starts anew when it changes":  {"ceil(weigh(previous, stored - now, length) + current), true", "0, false", limiter.SlidingWindowApproximate},
 	"an approximation that is counted twice":             {"stored - window - now <= GRACE then return", "stored - window - now < 0 then return", limiter.SlidingWindowApproximate},
 	"an approximation that is forgotten with its window": {"keep(counter, finish + window - now)", "keep(counter, finish - now)", limiter.SlidingWindowApproximate},
+	"a queue that admits who comes too late":             {"next < latest or next == latest and part <= longest_part", "next <= latest", limiter.LeakyBucketQueue},
+	"a queue that admits one less":                       {"next < latest or next == latest and part <= longest_part", "next < latest", limiter.LeakyBucketQueue},
+	"a queue that loses fractions":                       {"next + turn, part + rest, admitted + 1", "next + turn, part, admitted + 1", limiter.LeakyBucketQueue},
+	"a queue that multiplies in one step":                {"return turn, lower % requests", "return turn, cost * rest % requests", limiter.LeakyBucketQueue},
+	"a queue that is charged when it denies":             {"local turn, rest = turn_of(cost)", "local turn, rest = turn_of(cost) next = next + (admitted < times and turn or 0)", limiter.LeakyBucketQueue},
+	"a queue without an upper bound of costs":            {"elseif cost <= requests then", "else", limiter.LeakyBucketQueue},
+	"a queue that keeps slots for a cost of 0":           {"(admitted == 0 or cost == 0) and not moved", "admitted == 0 and not moved", limiter.LeakyBucketQueue},
+	"a queue of several slots in a microsecond":          {"if turn == 0 then return 1, 0 end", "", limiter.LeakyBucketQueue},
+	"a queue that keeps the parts of another rate":       {"if per ~= requests and part > 0 then next, part = next + 1, 0 end", "", limiter.LeakyBucketQueue},
+	"a queue that starts anew when it changes":           {"return clock, next, part, '', moved, false end", "return now, now, 0, '', false, false end", limiter.LeakyBucketQueue},
+	"a queue that saves slots that nobody took":          {"if next < clock then return now, now, 0, '', false, false end", "", limiter.LeakyBucketQueue},
+	"a queue that waits for the clock for ever":          {"if last - clock > GRACE then clock", "if false then clock", limiter.LeakyBucketQueue},
+	"a queue that doesn't wait for the clock":            {"if last - clock > GRACE then clock", "if last - clock > 0 then clock", limiter.LeakyBucketQueue},
+	"a queue that forgets how far the clock was set":     {"clock, clock - now)", "clock, 0)", limiter.LeakyBucketQueue},
+	"a queue that is forgotten before its last slot":     {"next - clock + ceil(part / requests)", "0", limiter.LeakyBucketQueue},
 	"a window that admits one more":                      {"floor((requests - count) / cost)", "floor((requests - count + 1) / cost)", limiter.FixedWindow},
 	"a window that ends a microsecond late":              {"stored > now then", "stored >= now then", limiter.FixedWindow},
 	"a window that starts anew when it changes":          {"count = taken", "count = stored == finish and taken or 0", limiter.FixedWindow},
@@ -309,7 +324,7 @@ func (h *history) decide(hits []limiter.Hit, states map[string]string, needed ma
 	verdicts := make([]limiter.Verdict, len(hits))
 	h.evaluator.Decide(h.now, hits, counters, verdicts)
 	for i, c := range counters {
-		h.soon = append(h.soon, verdicts[i].RetryAfter.Microseconds(), verdicts[i].ResetAfter.Microseconds())
+		h.soon = append(h.soon, soon(verdicts[i])...)
 		if c.Expires != 0 && c.Expires != math.MaxInt64 {
 			states[hits[i].Key] = string(c.Layout) + string(c.State)
 			needed[hits[i].Key] = c.Expires
@@ -318,6 +333,11 @@ func (h *history) decide(hits []limiter.Hit, states map[string]string, needed ma
 		}
 	}
 	return verdicts
+}
+
+// soon gives after how many microseconds something changes for a request.
+func soon(v limiter.Verdict) []int64 {
+	return []int64{v.RetryAfter.Microseconds(), v.ResetAfter.Microseconds(), v.Wait.Microseconds()}
 }
 
 // request makes up one to three hits.
@@ -349,13 +369,18 @@ func (h *history) cost() int64 {
 
 // change makes up other parameters, now and then the largest or the smallest.
 func (h *history) change() {
-	windows := []time.Duration{10 * time.Millisecond, 7_777_777 * time.Microsecond, time.Second, time.Minute, time.Hour, 8784 * time.Hour}
+	windows := []time.Duration{10 * time.Millisecond, 7_777_777 * time.Microsecond, 61_234_567 * time.Microsecond, time.Second, time.Minute, 3_599_999_999 * time.Microsecond, 8784 * time.Hour}
 	amounts := []int64{1, 2, 3, 7, 10, 1_000, 1_000_000_000}
 	h.limit = limiter.Limit{
 		Requests: amounts[h.random.IntN(len(amounts))],
 		Window:   windows[h.random.IntN(len(windows))],
 		Burst:    amounts[h.random.IntN(len(amounts))],
 		Calendar: limiter.Calendar{Unit: units[h.random.IntN(len(units))], TimeZone: zones[h.random.IntN(len(zones))]},
+	}
+	delays := []time.Duration{0, time.Microsecond, h.limit.Window / 3, h.limit.Window, 4 * h.limit.Window}
+	h.limit.MaxDelay = min(8784*time.Hour, delays[h.random.IntN(len(delays))].Truncate(time.Microsecond))
+	if h.random.IntN(2) == 0 {
+		h.limit.MaxQueue = amounts[h.random.IntN(len(amounts))]
 	}
 }
 

@@ -138,6 +138,8 @@ func newRehearsal(t *testing.T, server *redistest.Server, store *redisstore.Stor
 			Window:    time.Second * time.Duration(1+r.random.IntN(10)),
 			Burst:     5 + r.random.Int64N(30),
 			Calendar:  limiter.Calendar{Unit: limiter.Day, TimeZone: "UTC"},
+			MaxDelay:  time.Second * time.Duration(r.random.IntN(10)),
+			MaxQueue:  r.random.Int64N(10),
 		}
 	}
 	return r

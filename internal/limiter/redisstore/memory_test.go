@@ -17,6 +17,7 @@ import (
 func TestMemory(t *testing.T) {
 	client := redistest.Start(t).Client(t)
 	store, ctx := redisstore.NewOf(client, onClock), t.Context()
+	const key = "weir:0f8fad5b-d9cb-469f-a165-70867728950e:{shop/255}:XYPZdkfqeOZH4NLchKEyhg"
 	most := map[limiter.Algorithm]int64{limiter.SlidingWindowRing: 512}
 	for _, algorithm := range strategy.Names() {
 		want := int64(256)
@@ -24,7 +25,6 @@ func TestMemory(t *testing.T) {
 			want = n
 		}
 		t.Run(fmt.Sprint("a counter of ", algorithm, " takes at most ", want, " bytes of Redis"), func(t *testing.T) {
-			key := "weir:0f8fad5b-d9cb-469f-a165-70867728950e:{shop/255}:XYPZdkfqeOZH4NLchKEyhg"
 			limit := limiter.Limit{
 				Algorithm: algorithm, Requests: 1_000_000_000, Window: time.Hour, Burst: 1_000_000_000,
 				Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"},
@@ -44,4 +44,24 @@ func TestMemory(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a queue with as many holes as it can have takes at most 1,500 bytes of Redis", func(t *testing.T) {
+		limit := limiter.Limit{Algorithm: limiter.LeakyBucketQueue, Requests: 1, Window: time.Second, MaxDelay: time.Hour}
+		hit := limiter.Hit{Key: key, Limit: limit, Cost: 1}
+		client.Del(ctx, key)
+		var charges []limiter.Charge
+		for range 200 {
+			charges = append(charges, limiter.Charge{Hit: hit, Receipt: take(t, store, hit).Receipt})
+		}
+		if err := store.Refund(ctx, charges[:150]); err != nil {
+			t.Fatal(err)
+		}
+		client.Expire(ctx, key, time.Hour)
+		got, err := client.MemoryUsage(ctx, key).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got < 1024 || got > 1500 {
+			t.Errorf("it takes %d bytes", got)
+		}
+	})
 }

@@ -29,22 +29,39 @@ func TestRefundsAlike(t *testing.T) {
 	}
 }
 
+// refundFaults are what could be wrong with a refund, and the algorithm that it would show with.
+var refundFaults = map[string]struct {
+	right, wrong string
+	of           limiter.Algorithm
+}{
+	"a refund that is lost":                             {"if next then store(", "if false then store(", limiter.FixedWindow},
+	"a bucket that gains from a refund":                 {"max(0, cost - lost)", "cost", limiter.TokenBucket},
+	"a bucket that fills above its burst":               {"min(burst, level + max", "(level + max", limiter.TokenBucket},
+	"a window that refunds what another window took":    {"finish <= now or finish ~= receipt", "finish <= now", limiter.FixedWindow},
+	"a ring that refunds in its newest slot":            {"30 + 4 * (receipt - first)", "#state - 4", limiter.SlidingWindowRing},
+	"a ring that forgets the sum":                       {"first, total - back", "first, total", limiter.SlidingWindowRing},
+	"an approximation that never refunds the past":      {"receipt + length == finish", "false", limiter.SlidingWindowApproximate},
+	"an approximation that keeps what it should refund": {"max(0, current - cost)", "current", limiter.SlidingWindowApproximate},
+	"a queue that never gives back its last slot":       {"if told == receipt then", "if false then", limiter.LeakyBucketQueue},
+	"a queue that moves for any slot":                   {"if told == receipt then", "if told >= receipt then", limiter.LeakyBucketQueue},
+	"a queue that keeps holes at its end":               {"local free = #holes > 0", "local free = false", limiter.LeakyBucketQueue},
+	"a queue that gives back to another spacing":        {"if not same or next <= clock", "if next <= clock", limiter.LeakyBucketQueue},
+	"a queue that takes holes of another spacing":       {"if per ~= requests or length ~= window then return", "if false then return", limiter.LeakyBucketQueue},
+	"a queue that makes holes of what has passed":       {"receipt >= clock", "true", limiter.LeakyBucketQueue},
+	"a queue that makes holes of large costs":           {"elseif cost == 1 and receipt", "elseif receipt", limiter.LeakyBucketQueue},
+	"a queue whose holes are in no order":               {"at > 0 and read('<d', holes, at - 7) > receipt", "false", limiter.LeakyBucketQueue},
+	"a queue that forgets a hole":                       {"sub(holes, 1, at) .. write('<d', receipt)", "sub(holes, 1, at)", limiter.LeakyBucketQueue},
+	"a queue that keeps holes that have passed":         {"read('<d', state, at) < clock", "false", limiter.LeakyBucketQueue},
+	"a queue that gives a hole twice":                   {"sub(holes, used + 1), true", "holes, true", limiter.LeakyBucketQueue},
+	"a queue that gives holes that are too late":        {"read('<d', holes, used + 1) <= latest", "true", limiter.LeakyBucketQueue},
+	"a queue that gives holes to large costs":           {"if cost == 1 then\n      while", "if true then\n      while", limiter.LeakyBucketQueue},
+	"a queue that tells no holes":                       {"true, header .. holes", "true", limiter.LeakyBucketQueue},
+}
+
 // TestBrokenRefundsAreFound says that the comparison would find an error.
 func TestBrokenRefundsAreFound(t *testing.T) {
 	client := redistest.Start(t).Client(t)
-	for name, fault := range map[string]struct {
-		right, wrong string
-		of           limiter.Algorithm
-	}{
-		"a refund that is lost":                             {"if next then store(", "if false then store(", limiter.FixedWindow},
-		"a bucket that gains from a refund":                 {"max(0, cost - lost)", "cost", limiter.TokenBucket},
-		"a bucket that fills above its burst":               {"min(burst, level + max", "(level + max", limiter.TokenBucket},
-		"a window that refunds what another window took":    {"finish <= now or finish ~= receipt", "finish <= now", limiter.FixedWindow},
-		"a ring that refunds in its newest slot":            {"30 + 4 * (receipt - first)", "#state - 4", limiter.SlidingWindowRing},
-		"a ring that forgets the sum":                       {"first, total - back", "first, total", limiter.SlidingWindowRing},
-		"an approximation that never refunds the past":      {"receipt + length == finish", "false", limiter.SlidingWindowApproximate},
-		"an approximation that keeps what it should refund": {"max(0, current - cost)", "current", limiter.SlidingWindowApproximate},
-	} {
+	for name, fault := range refundFaults {
 		t.Run(name+" is found", func(t *testing.T) {
 			if !strings.Contains(strategy.Script, fault.right) {
 				t.Fatalf("the script has no %q", fault.right)
@@ -57,14 +74,14 @@ func TestBrokenRefundsAreFound(t *testing.T) {
 	}
 }
 
-// ledger charges one counter, on both sides, and refunds.
+// ledger charges a counter, and a window beside it now and then, on both sides, and refunds.
 type ledger struct {
-	t       *testing.T
-	history *history
-	client  *redis.Client
-	scripts deployed
-	counter strategy.Counter
-	charges []limiter.Charge
+	t        *testing.T
+	history  *history
+	client   *redis.Client
+	scripts  deployed
+	counters map[string]*strategy.Counter
+	charges  []limiter.Charge
 }
 
 func newLedger(t *testing.T, client *redis.Client, change func(script string) string, algorithm limiter.Algorithm) *ledger {
@@ -72,14 +89,23 @@ func newLedger(t *testing.T, client *redis.Client, change func(script string) st
 	if err := client.FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
-	return &ledger{t: t, history: newHistory(rand.Uint64(), algorithm), client: client, scripts: deploy(t, client, change)}
+	return &ledger{
+		t:        t,
+		history:  newHistory(rand.Uint64(), algorithm),
+		client:   client,
+		scripts:  deploy(t, client, change),
+		counters: map[string]*strategy.Counter{"a": {}, "b": {}},
+	}
 }
 
 // diff makes so many steps, and gives the first after which the sides differ.
 func (l *ledger) diff(steps int) string {
 	for step := range steps {
 		h := l.history
-		h.advance()
+		// Some come at once: in a queue they wait behind each other.
+		if h.random.IntN(3) == 0 {
+			h.advance()
+		}
 		if h.random.IntN(50) == 0 {
 			h.change()
 		}
@@ -102,10 +128,12 @@ func (l *ledger) diff(steps int) string {
 	return ""
 }
 
-func (l *ledger) call(r strategy.Request) ([][]limiter.Verdict, error) {
+func (l *ledger) call(requests ...strategy.Request) ([][]limiter.Verdict, error) {
 	var c strategy.Call
 	c.Reset(l.history.now)
-	c.Add(r)
+	for _, r := range requests {
+		c.Add(r)
+	}
 	reply, err := l.scripts.run(l.t.Context(), l.client, &c).Slice()
 	if err != nil {
 		return nil, err
@@ -113,52 +141,90 @@ func (l *ledger) call(r strategy.Request) ([][]limiter.Verdict, error) {
 	return c.Verdicts(reply)
 }
 
+// take has some equal requests decided, in one call and one by one.
 func (l *ledger) take() error {
-	limit := l.history.limit
-	limit.Algorithm = l.history.algorithms[0]
-	hits := []limiter.Hit{{Key: "a", Limit: limit, Cost: l.history.cost()}}
-	told, err := l.call(strategy.Request{Hits: hits})
+	h := l.history
+	hits := l.hits()
+	var want [][]limiter.Verdict
+	var requests []strategy.Request
+	for range 1 + max(0, h.random.IntN(8)-4) {
+		requests = append(requests, strategy.Request{Hits: hits})
+		want = append(want, l.decide(hits))
+	}
+	told, err := l.call(requests...)
 	if err != nil {
 		return err
 	}
-	verdicts := make([]limiter.Verdict, 1)
-	l.history.evaluator.Decide(l.history.now, hits, []*strategy.Counter{&l.counter}, verdicts)
-	if diff := cmp.Diff([][]limiter.Verdict{verdicts}, told); diff != "" {
-		return fmt.Errorf("verdicts differ:\n%s", diff)
+	if diff := cmp.Diff(want, told); diff != "" {
+		return fmt.Errorf("verdicts on %+v differ:\n%s", hits, diff)
 	}
-	v := verdicts[0]
-	if v.Allowed && hits[0].Cost > 0 {
-		l.charges = append(l.charges, limiter.Charge{Hit: hits[0], Receipt: v.Receipt})
-	}
-	l.history.soon = []int64{v.RetryAfter.Microseconds(), v.ResetAfter.Microseconds()}
+	h.soon = soon(want[len(want)-1][0])
 	return nil
 }
 
-// refund refunds any charge: most often the last one, but an old one too.
-func (l *ledger) refund() error {
-	i := len(l.charges) - 1
-	if l.history.random.IntN(3) == 0 {
-		i = l.history.random.IntN(len(l.charges))
+func (l *ledger) hits() []limiter.Hit {
+	h := l.history
+	limit, window := h.limit, h.limit
+	limit.Algorithm, window.Algorithm = h.algorithms[0], limiter.FixedWindow
+	hits := []limiter.Hit{{Key: "a", Limit: limit, Cost: h.cost()}}
+	if h.random.IntN(4) == 0 {
+		hits = append(hits, limiter.Hit{Key: "b", Limit: window, Cost: 1})
 	}
+	return hits
+}
+
+// decide decides a request in Go, and writes down what it is charged.
+func (l *ledger) decide(hits []limiter.Hit) []limiter.Verdict {
+	var counters []*strategy.Counter
+	for _, h := range hits {
+		counters = append(counters, l.counters[h.Key])
+	}
+	verdicts := make([]limiter.Verdict, len(hits))
+	l.history.evaluator.Decide(l.history.now, hits, counters, verdicts)
+	if admits(verdicts) {
+		for i, h := range hits {
+			if h.Cost > 0 {
+				l.charges = append(l.charges, limiter.Charge{Hit: h, Receipt: verdicts[i].Receipt})
+			}
+		}
+	}
+	return verdicts
+}
+
+// refund refunds any charge: most often one of the last ones, but an old one too.
+func (l *ledger) refund() error {
+	few := len(l.charges)
+	if l.history.random.IntN(5) > 0 {
+		few = min(few, 8)
+	}
+	i := len(l.charges) - 1 - l.history.random.IntN(few)
 	c := l.charges[i]
 	l.charges = append(l.charges[:i], l.charges[i+1:]...)
-	l.history.evaluator.Amend(l.history.now, &c.Hit, &l.counter, c.Receipt, false)
+	l.history.evaluator.Amend(l.history.now, &c.Hit, l.counters[c.Hit.Key], c.Receipt, false)
 	_, err := l.call(strategy.Request{Hits: []limiter.Hit{c.Hit}, Receipts: []int64{c.Receipt}})
 	return err
 }
 
 // compare gives how the counters differ. Neither forgets: what is long past must be refunded to nobody.
 func (l *ledger) compare() string {
-	value, _ := l.client.Get(l.t.Context(), "a").Result()
-	if value == "" && len(l.counter.State) == 0 {
-		return ""
+	held, err := l.client.MGet(l.t.Context(), "a", "b").Result()
+	if err != nil {
+		return err.Error()
 	}
-	state, expiry := cut(value)
-	if l.counter.Expires != math.MaxInt64 {
-		if expiry*1_000_000 < l.counter.Expires {
-			return fmt.Sprintf("it counts until %d us, and expires at %d s", l.counter.Expires, expiry)
+	return l.differ("a", held[0]) + l.differ("b", held[1])
+}
+
+func (l *ledger) differ(key string, value any) string {
+	c := l.counters[key]
+	if value == nil {
+		return cmp.Diff("", string(c.State))
+	}
+	state, expiry := cut(fmt.Sprint(value))
+	if c.Expires != math.MaxInt64 {
+		if expiry*1_000_000 < c.Expires {
+			return fmt.Sprintf("%s counts until %d us, and expires at %d s", key, c.Expires, expiry)
 		}
-		l.counter.Expires = math.MaxInt64
+		c.Expires = math.MaxInt64
 	}
-	return cmp.Diff(string(l.counter.Layout)+string(l.counter.State), state)
+	return cmp.Diff(string(c.Layout)+string(c.State), state)
 }

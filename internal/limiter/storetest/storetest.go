@@ -32,6 +32,7 @@ var (
 	ring        = limiter.Limit{Algorithm: limiter.SlidingWindowRing, Requests: 3, Window: time.Minute}
 	approximate = limiter.Limit{Algorithm: limiter.SlidingWindowApproximate, Requests: 3, Window: time.Minute}
 	meter       = limiter.Limit{Algorithm: limiter.LeakyBucketMeter, Requests: 10, Window: time.Minute}
+	queue       = limiter.Limit{Algorithm: limiter.LeakyBucketQueue, Requests: 10, Window: time.Minute, MaxDelay: 20 * time.Second}
 
 	// threes are the limits that admit 3 at once.
 	threes = []limiter.Limit{bucket, window, ring, approximate}
@@ -60,6 +61,8 @@ func Run(t *testing.T, start Start) {
 	runCalendar(t, start)
 	runSliding(t, start)
 	runMeter(t, start)
+	runQueue(t, start)
+	runLeaving(t, start)
 	t.Run("a lowered burst cuts the level and a raised one gives nothing", func(t *testing.T) {
 		store, _ := start(t)
 		low, high := bucket, bucket
@@ -288,6 +291,190 @@ func runMeter(t *testing.T, start Start) {
 			t.Errorf("%d requests were admitted, not 1", got)
 		}
 	})
+}
+
+// runQueue is about a leaky bucket in which requests wait for their turns, each of which takes as long.
+func runQueue(t *testing.T, start Start) {
+	turn := 6 * time.Second
+	t.Run("a queue says how long each request waits, and refuses whose wait would be too long", func(t *testing.T) {
+		store, advance := start(t)
+		check(t, store, requests(5, hit("a", queue)), []limiter.Verdict{
+			{Allowed: true, Remaining: 3, ResetAfter: 3 * turn},
+			{Allowed: true, Remaining: 2, ResetAfter: 2 * turn, Wait: turn},
+			{Allowed: true, Remaining: 1, ResetAfter: turn, Wait: 2 * turn},
+			{Allowed: true, Remaining: 0, ResetAfter: 4 * time.Second, Wait: 3 * turn},
+			{Allowed: false, Remaining: 0, RetryAfter: 4 * time.Second, ResetAfter: 4 * time.Second},
+		})
+		advance(4*time.Second - time.Microsecond)
+		wantAllowed(t, store, hit("a", queue), 1, false, 0)
+		advance(time.Microsecond)
+		wantWaits(t, store, requests(1, hit("a", queue)), queue.MaxDelay)
+	})
+	t.Run("a queue lets as many wait as it has room for", func(t *testing.T) {
+		store, advance := start(t)
+		short := queue
+		short.MaxDelay, short.MaxQueue = time.Hour, 2
+		check(t, store, requests(4, hit("a", short)), []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: 2 * turn},
+			{Allowed: true, Remaining: 1, ResetAfter: turn, Wait: turn},
+			{Allowed: true, Remaining: 0, ResetAfter: turn, Wait: 2 * turn},
+			{Allowed: false, Remaining: 0, RetryAfter: turn, ResetAfter: turn},
+		})
+		advance(turn)
+		wantWaits(t, store, requests(1, hit("a", short)), 2*turn)
+	})
+	t.Run("a queue in which nobody can wait admits a request at its turn", func(t *testing.T) {
+		store, advance := start(t)
+		none := queue
+		none.MaxDelay = 0
+		check(t, store, requests(2, hit("a", none)), []limiter.Verdict{
+			{Allowed: true, Remaining: 0, ResetAfter: turn},
+			{Allowed: false, Remaining: 0, RetryAfter: turn, ResetAfter: turn},
+		})
+		advance(turn)
+		wantWaits(t, store, requests(1, hit("a", none)), 0)
+	})
+	t.Run("a queue saves no turns that nobody took", func(t *testing.T) {
+		store, advance := start(t)
+		wantWaits(t, store, requests(2, hit("a", queue)), 0, turn)
+		advance(time.Hour)
+		wantWaits(t, store, requests(2, hit("a", queue)), 0, turn)
+	})
+	t.Run("a cost takes as many turns of a queue, those of a window at most, and none waits for 0", func(t *testing.T) {
+		store, _ := start(t)
+		costs := requests(5, hit("a", queue))
+		costs[0].Cost, costs[1].Cost, costs[2].Cost, costs[4].Cost = 11, 3, 0, 2
+		check(t, store, costs, []limiter.Verdict{
+			{Allowed: false, Remaining: 4, RetryAfter: limiter.Never, ResetAfter: 4 * turn},
+			{Allowed: true, Remaining: 1, ResetAfter: turn},
+			{Allowed: true, Remaining: 1, ResetAfter: turn},
+			{Allowed: true, Remaining: 0, ResetAfter: 4 * time.Second, Wait: 3 * turn},
+			{Allowed: false, Remaining: 0, RetryAfter: 4 * time.Second, ResetAfter: 4 * time.Second},
+		})
+	})
+	t.Run("a queue that another limit refuses, or that is a shadow, holds nobody", func(t *testing.T) {
+		store, _ := start(t)
+		takeAll(t, store, hit("b", window))
+		wantWaits(t, store, requests(1, hit("a", queue)), 0)
+		want := []limiter.Verdict{
+			{Allowed: true, Remaining: 3, ResetAfter: 3 * turn},
+			{Allowed: false, Remaining: 0, RetryAfter: 45 * time.Second, ResetAfter: 45 * time.Second},
+		}
+		if diff := cmp.Diff(want, take(t, store, hit("a", queue), hit("b", window))); diff != "" {
+			t.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+		want = []limiter.Verdict{{Allowed: true, Remaining: 2, ResetAfter: 2 * turn}}
+		if diff := cmp.Diff(want, take(t, store, shadow(hit("a", queue)))); diff != "" {
+			t.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("a queue keeps its slots when its rate is changed, and spaces those after them anew", func(t *testing.T) {
+		store, _ := start(t)
+		fast := queue
+		fast.Requests = 60
+		wantWaits(t, store, []limiter.Hit{hit("a", queue), hit("a", queue), hit("a", fast), hit("a", fast), hit("a", queue)},
+			0, turn, 2*turn, 2*turn+time.Second, 2*turn+2*time.Second)
+	})
+	t.Run("a queue goes on from where it was when the clock is set back", func(t *testing.T) {
+		store, advance := start(t)
+		wantWaits(t, store, requests(2, hit("a", queue)), 0, turn)
+		advance(-time.Hour)
+		wantWaits(t, store, requests(1, hit("a", queue)), 2*turn)
+		advance(turn)
+		wantWaits(t, store, requests(1, hit("a", queue)), 2*turn)
+	})
+	t.Run("50 callers of a queue at once have slots of their own", func(t *testing.T) {
+		store, _ := start(t)
+		var mu sync.Mutex
+		var got []time.Duration
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				if v := take(t, store, hit("a", queue))[0]; v.Allowed {
+					mu.Lock()
+					defer mu.Unlock()
+					got = append(got, v.Wait)
+				}
+			})
+		}
+		wg.Wait()
+		slices.Sort(got)
+		if diff := cmp.Diff([]time.Duration{0, turn, 2 * turn, 3 * turn}, got); diff != "" {
+			t.Errorf("waits (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// runLeaving is about requests that leave a queue.
+func runLeaving(t *testing.T, start Start) {
+	turn := 6 * time.Second
+	t.Run("the last one in a queue that leaves lets the next one have its slot", func(t *testing.T) {
+		store, _ := start(t)
+		charged := charge(t, store, requests(3, hit("a", queue)))
+		refund(t, store, charged[2])
+		two := hit("a", queue)
+		two.Cost = 2
+		wantWaits(t, store, requests(1, two), 2*turn)
+	})
+	t.Run("the slot of another that leaves is for one of no higher cost, and for one alone", func(t *testing.T) {
+		store, _ := start(t)
+		charged := charge(t, store, requests(3, hit("a", queue)))
+		refund(t, store, charged[1])
+		two := hit("a", queue)
+		two.Cost = 2
+		wantWaits(t, store, []limiter.Hit{two, hit("a", queue)}, 3*turn, turn)
+		wantAllowed(t, store, hit("a", queue), 1, false, 0)
+	})
+	t.Run("a queue that all leave is as new", func(t *testing.T) {
+		store, _ := start(t)
+		charged := charge(t, store, requests(4, hit("a", queue)))
+		refund(t, store, charged[1], charged[3], charged[0], charged[2])
+		wantWaits(t, store, requests(4, hit("a", queue)), 0, turn, 2*turn, 3*turn)
+	})
+	t.Run("who leaves after its turn gives nothing back", func(t *testing.T) {
+		store, advance := start(t)
+		charged := charge(t, store, requests(3, hit("a", queue)))
+		advance(turn + time.Second)
+		refund(t, store, charged[1])
+		wantWaits(t, store, requests(1, hit("a", queue)), 2*turn-time.Second)
+	})
+}
+
+// charge has requests admitted, one after the other.
+func charge(t *testing.T, store limiter.Store, hits []limiter.Hit) []limiter.Charge {
+	t.Helper()
+	var charged []limiter.Charge
+	for _, h := range hits {
+		v, err := store.Take(t.Context(), []limiter.Hit{h})
+		if err != nil || !v[0].Allowed {
+			t.Fatalf("got %+v, %v", v, err)
+		}
+		charged = append(charged, limiter.Charge{Hit: h, Receipt: v[0].Receipt})
+	}
+	return charged
+}
+
+func refund(t *testing.T, store limiter.Store, charges ...limiter.Charge) {
+	t.Helper()
+	if err := store.Refund(t.Context(), charges); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantWaits has requests admitted, one after the other, of which each has to wait so long.
+func wantWaits(t *testing.T, store limiter.Store, hits []limiter.Hit, want ...time.Duration) {
+	t.Helper()
+	var got []time.Duration
+	for _, h := range hits {
+		v := take(t, store, h)[0]
+		if !v.Allowed {
+			t.Errorf("a request got %+v", v)
+		}
+		got = append(got, v.Wait)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("waits (-want +got):\n%s", diff)
+	}
 }
 
 // runCosts is what requests take from a limit whose capacity is 3.

@@ -295,11 +295,12 @@ func (c *Call) tellOne(verdicts []limiter.Verdict, now int64, g *group, answers 
 		if h.Shadow && nth >= admitted {
 			continue
 		}
-		p := Place{Cost: costOf(h), Nth: nth, Allowed: nth < a.admitted || !h.Shadow && a.admitted > admitted}
-		if charged := min(a.admitted, admitted); nth < charged {
+		charged := min(a.admitted, admitted)
+		p := Place{Cost: costOf(h), Nth: nth, Charged: charged, Allowed: nth < a.admitted || !h.Shadow && a.admitted > admitted}
+		if nth < charged {
 			p.Later = (charged - 1 - nth) * p.Cost
 		}
-		verdicts[i] = strategies[h.Limit.Algorithm].tell(c.state(a), now, &h.Limit, p)
+		verdicts[i] = strategies[h.Limit.Algorithm].tell(c.state(a), now, h, p)
 	}
 }
 

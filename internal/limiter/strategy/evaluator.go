@@ -92,7 +92,7 @@ func (e *Evaluator) conclude(now int64, h *limiter.Hit, c *Counter, allowed bool
 	if len(said) == 0 {
 		said = c.live(s, now)
 	}
-	v := s.tell(said, now, &h.Limit, Place{Cost: costOf(h), Allowed: allowed})
+	v := s.tell(said, now, h, Place{Cost: costOf(h), Charged: e.taking.Admitted, Allowed: allowed})
 	c.keep(s, now, &e.taking)
 	return v
 }

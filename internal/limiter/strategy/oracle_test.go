@@ -23,12 +23,23 @@ type event struct {
 // limits draws parameters of an algorithm.
 func limits(rt *rapid.T, algorithm limiter.Algorithm) limiter.Limit {
 	windows := []int64{10_000, 10_007, 99_999, 1_000_000, 5_999_999, 6_000_001, 60_000_000, 3_600_000_000, 31_622_400_000_000}
-	return limiter.Limit{
+	l := limiter.Limit{
 		Algorithm: algorithm,
 		Requests:  rapid.OneOf(rapid.Int64Range(1, 20), rapid.SampledFrom([]int64{999, 1_000_000_000})).Draw(rt, "requests"),
 		Window:    time.Duration(rapid.OneOf(rapid.SampledFrom(windows), rapid.Int64Range(10_000, 100_000_000)).Draw(rt, "window")) * time.Microsecond,
 		Calendar:  calendars(rt),
 	}
+	if algorithm == limiter.LeakyBucketQueue {
+		patience(rt, &l)
+	}
+	return l
+}
+
+// patience draws how long and how many requests of a queue can wait: from none to those of two windows.
+func patience(rt *rapid.T, l *limiter.Limit) {
+	most := min(2*l.Window.Microseconds(), (8784 * time.Hour).Microseconds())
+	l.MaxDelay = time.Duration(rapid.Int64Range(0, most).Draw(rt, "maxDelay")) * time.Microsecond
+	l.MaxQueue = rapid.SampledFrom([]int64{0, 0, 1, 2, 5, 1_000_000_000}).Draw(rt, "maxQueue")
 }
 
 // play draws requests and decides them on one counter. Half of them come when something changes, or a

@@ -16,6 +16,7 @@ import (
 // loan is an admission that can be refunded.
 type loan struct {
 	at, cost, receipt int64
+	wait              time.Duration
 	returned          bool
 }
 
@@ -44,7 +45,7 @@ func borrow(rt *rapid.T, l limiter.Limit) []*loan {
 		cost := costs(rt, l, last)
 		last = decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: cost}, &c)
 		if last.Allowed {
-			loans = append(loans, &loan{at: now, cost: cost, receipt: last.Receipt})
+			loans = append(loans, &loan{at: now, cost: cost, receipt: last.Receipt, wait: last.Wait})
 		}
 	}
 	return loans
@@ -98,6 +99,15 @@ func TestRefundsKeepBounds(t *testing.T) {
 				rt.Errorf("%d/%d too much", excess, l.Window.Microseconds())
 			}
 		},
+		limiter.LeakyBucketQueue: func(rt *rapid.T, l limiter.Limit, loans []*loan) {
+			var turns []turn
+			for _, b := range loans {
+				if !b.returned {
+					turns = append(turns, turn{b.at + b.wait.Microseconds(), b.cost})
+				}
+			}
+			apart(rt, l, turns)
+		},
 	}
 	for _, algorithm := range strategy.Names() {
 		t.Run(string(algorithm)+" lets no more through for what is refunded", func(t *testing.T) {
@@ -112,6 +122,9 @@ func TestRefundsKeepBounds(t *testing.T) {
 					l.Window = 24 * time.Hour // The steps go by it.
 				}
 				l.Burst = l.Requests
+				if algorithm == limiter.LeakyBucketQueue {
+					patience(rt, &l)
+				}
 				bounds[algorithm](rt, l, borrow(rt, l))
 			})
 		})

@@ -147,8 +147,8 @@ func TestFixedWindowBound(t *testing.T) {
 func TestNames(t *testing.T) {
 	t.Run("every algorithm has a strategy", func(t *testing.T) {
 		want := []limiter.Algorithm{
-			limiter.CalendarWindow, limiter.FixedWindow, limiter.LeakyBucketMeter, limiter.SlidingWindowApproximate,
-			limiter.SlidingWindowRing, limiter.TokenBucket,
+			limiter.CalendarWindow, limiter.FixedWindow, limiter.LeakyBucketMeter, limiter.LeakyBucketQueue,
+			limiter.SlidingWindowApproximate, limiter.SlidingWindowRing, limiter.TokenBucket,
 		}
 		if diff := cmp.Diff(want, strategy.Names()); diff != "" {
 			t.Errorf("names (-want +got):\n%s", diff)
@@ -166,6 +166,9 @@ func TestValidate(t *testing.T) {
 	window := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 1_000_000_000, Window: 8784 * time.Hour}
 	calendar := limiter.Limit{
 		Algorithm: limiter.CalendarWindow, Requests: 1, Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"},
+	}
+	queue := limiter.Limit{
+		Algorithm: limiter.LeakyBucketQueue, Requests: 1, Window: time.Second, MaxDelay: 8784 * time.Hour, MaxQueue: 1_000_000_000,
 	}
 	const noZone = "timeZone must be a name of the IANA database, like Europe/Berlin, not "
 	tests := map[string]struct {
@@ -187,6 +190,14 @@ func TestValidate(t *testing.T) {
 		"no zone":                {calendar, func(l *limiter.Limit) { l.Calendar.TimeZone = "" }, noZone + `""`},
 		"an unknown zone":        {calendar, func(l *limiter.Limit) { l.Calendar.TimeZone = "Mars/Phobos" }, noZone + `"Mars/Phobos"`},
 		"a zone of the machine":  {calendar, func(l *limiter.Limit) { l.Calendar.TimeZone = "Local" }, noZone + `"Local"`},
+		"the most of a queue":    {queue, func(*limiter.Limit) {}, ""},
+		"a queue without bounds": {queue, func(l *limiter.Limit) { l.MaxDelay, l.MaxQueue = 0, 0 }, ""},
+		"a negative delay":       {queue, func(l *limiter.Limit) { l.MaxDelay = -time.Second }, "maxDelay must be at least 0s, not -1s"},
+		"too long a delay":       {queue, func(l *limiter.Limit) { l.MaxDelay++ }, "maxDelay must be at most 8784h, not 8784h0m0.000000001s"},
+		"a part of a delay":      {queue, func(l *limiter.Limit) { l.MaxDelay = 1500 }, "maxDelay must be whole microseconds, not 1.5µs"},
+		"a negative queue":       {queue, func(l *limiter.Limit) { l.MaxQueue = -1 }, "maxQueue must be at least 0, not -1"},
+		"too long a queue":       {queue, func(l *limiter.Limit) { l.MaxQueue++ }, "maxQueue must be at most 1000000000, not 1000000001"},
+		"a queue of no requests": {queue, func(l *limiter.Limit) { l.Requests = 0 }, "requests must be at least 1, not 0"},
 		"too much of a burst":    {bucket, func(l *limiter.Limit) { l.Burst = 1e9 + 1 }, "burst must be at most 1000000000, not 1000000001"},
 	}
 	for name, test := range tests {

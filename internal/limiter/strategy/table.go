@@ -23,6 +23,7 @@ var strategies = map[limiter.Algorithm]*Strategy{
 	limiter.CalendarWindow:           &calendarWindow,
 	limiter.FixedWindow:              &fixedWindow,
 	limiter.LeakyBucketMeter:         &leakyBucketMeter,
+	limiter.LeakyBucketQueue:         &leakyBucketQueue,
 	limiter.SlidingWindowApproximate: &slidingWindowApproximate,
 	limiter.SlidingWindowRing:        &slidingWindowRing,
 	limiter.TokenBucket:              &tokenBucket,
@@ -61,11 +62,14 @@ type Strategy struct {
 	params func(p *[maxParams]float64, now int64, l *limiter.Limit)
 }
 
-// tell is Tell. There is no receipt of what was not charged.
-func (s *Strategy) tell(said []byte, now int64, l *limiter.Limit, p Place) limiter.Verdict {
-	v := s.Tell(said, now, l, p)
+// tell tells of a hit. There is no receipt of what was not charged, and a hit in the shadow holds nobody.
+func (s *Strategy) tell(said []byte, now int64, h *limiter.Hit, p Place) limiter.Verdict {
+	v := s.Tell(said, now, &h.Limit, p)
 	if !p.Allowed {
 		v.Receipt = 0
+	}
+	if h.Shadow {
+		v.Wait = 0
 	}
 	return v
 }
@@ -93,8 +97,9 @@ func (t *Taking) reset() {
 type Place struct {
 	Cost    int64
 	Allowed bool
-	// Nth counts those that were admitted from 0, and Later is what those after this one were charged.
-	Nth, Later int64
+	// Nth counts them from 0. The first ones are charged, as many as Charged, and Later is what those of them that come
+	// after this one cost.
+	Nth, Charged, Later int64
 }
 
 // Charge is what was taken from a counter.
