@@ -265,6 +265,8 @@ type Name string
 type Duration string
 
 // Limit is one limit: which requests it counts, by what key, and how many it admits.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.overrides) || !has(self.strategy.slidingWindow) || !has(self.strategy.slidingWindow.precision) || self.strategy.slidingWindow.precision != 'Log' || self.overrides.all(o, !has(o.requests) || o.requests <= 10000)",message="requests must be at most 10000 with precision Log, which keeps each request",fieldPath=".overrides"
 type Limit struct {
 	// name of the limit. It appears in metrics, in RateLimit fields and in refusals, and is part of the
 	// counters' identity: a renamed limit starts with fresh counters.
@@ -533,7 +535,7 @@ type Strategy struct {
 	// +optional
 	SlidingWindow *SlidingWindow `json:"slidingWindow,omitempty"`
 
-	// leakyBucket spaces requests evenly. Not supported yet: mode Queue, which is the default.
+	// leakyBucket spaces requests evenly.
 	// +optional
 	LeakyBucket *LeakyBucket `json:"leakyBucket,omitempty"`
 
@@ -546,7 +548,7 @@ type Strategy struct {
 	// +optional
 	Adaptive *Adaptive `json:"adaptive,omitempty"`
 
-	// concurrency admits so many requests at the same time. Not supported yet.
+	// concurrency admits so many requests at the same time.
 	// +optional
 	Concurrency *Concurrency `json:"concurrency,omitempty"`
 }
@@ -580,6 +582,8 @@ type TokenBucket struct {
 }
 
 // SlidingWindow admits at most requests in any window.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.precision) || self.precision != 'Log' || self.requests <= 10000",message="must be at most 10000 with precision Log, which keeps each request",fieldPath=".requests"
 type SlidingWindow struct {
 	// requests in any window.
 	// +required
@@ -591,7 +595,7 @@ type SlidingWindow struct {
 
 	// precision is Ring (never above the limit; may refuse for up to a slot too long, a slot being a 60th of
 	// the window, or 100ms of one under 6s, or a 10th of one under 1s), Log (exact, for limits up to 10000) or
-	// Approximate (the smallest state; up to twice the limit in the worst case). Not supported yet: Log.
+	// Approximate (the smallest state; up to twice the limit in the worst case).
 	// +kubebuilder:validation:Enum=Ring;Log;Approximate
 	// +kubebuilder:default=Ring
 	// +optional
@@ -611,18 +615,19 @@ type LeakyBucket struct {
 	// +required
 	Window Window `json:"window"`
 
-	// mode is Queue (a request waits for its turn) or Meter (it is refused until its turn). Not supported
-	// yet: Queue.
+	// mode is Queue (a request waits for its turn) or Meter (it is refused until its turn).
 	// +kubebuilder:validation:Enum=Queue;Meter
 	// +kubebuilder:default=Queue
 	// +optional
 	Mode string `json:"mode,omitempty"`
 
-	// maxDelay is the longest that a request waits, for Queue.
+	// maxDelay is the longest that a request waits, for Queue: one whose turn comes later is refused. From 1ms
+	// to 1h; 10s by default.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1ms') && duration(self) <= duration('1h')",message="must be a duration from 1ms to 1h"
 	// +optional
 	MaxDelay *Duration `json:"maxDelay,omitempty"`
 
-	// maxQueue is how many requests can wait, for Queue.
+	// maxQueue is how many requests can wait at a time, for Queue. By default as many as maxDelay allows.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100000
 	// +optional
@@ -691,12 +696,21 @@ type Adaptive struct {
 	TargetErrorPercent *int32 `json:"targetErrorPercent,omitempty"`
 }
 
-// Concurrency admits so many requests at the same time.
+// Concurrency admits so many requests at the same time. One counts from when it is admitted until its response
+// is over, however long that takes: a stream or a WebSocket counts while it is open. Those of an enforcer that
+// crashed count for up to 10 seconds more.
 type Concurrency struct {
 	// maxInFlight requests at the same time.
 	// +required
-	MaxInFlight Requests `json:"maxInFlight"`
+	MaxInFlight InFlight `json:"maxInFlight"`
 }
+
+// InFlight is a number of requests at the same time. Each of them has an entry of its own in the counter, which
+// is why there can't be more.
+//
+// +kubebuilder:validation:Minimum=1
+// +kubebuilder:validation:Maximum=10000
+type InFlight int64
 
 // Cost is what a request takes from a limit.
 type Cost struct {
@@ -734,7 +748,7 @@ type Override struct {
 
 	// maxInFlight instead of the strategy's.
 	// +optional
-	MaxInFlight *Requests `json:"maxInFlight,omitempty"`
+	MaxInFlight *InFlight `json:"maxInFlight,omitempty"`
 
 	// exempt requests are not counted by this limit.
 	// +optional

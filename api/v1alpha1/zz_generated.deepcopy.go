@@ -479,7 +479,7 @@ func (in *Override) DeepCopyInto(out *Override) {
 	}
 	if in.MaxInFlight != nil {
 		in, out := &in.MaxInFlight, &out.MaxInFlight
-		*out = new(Requests)
+		*out = new(InFlight)
 		**out = **in
 	}
 	if in.Exempt != nil {
