@@ -357,7 +357,7 @@ func TestWhatIsPublishedOutlivesAnEmptiedStoreWithoutKeptSpecs(t *testing.T) {
 	p := w.createPolicy(10)
 	w.await(p, "the policy is ready", isReady)
 	w.edit(p, func(p *v1alpha1.RateLimitPolicy) {
-		p.Spec.Limits[0].Strategy = v1alpha1.Strategy{Concurrency: &v1alpha1.Concurrency{MaxInFlight: 1}}
+		p.Spec.Limits[0].Strategy = v1alpha1.Strategy{Adaptive: &v1alpha1.Adaptive{MinRequests: 1, MaxRequests: 2, Window: "1s"}}
 	})
 	w.await(p, "the edit is refused", func(p *v1alpha1.RateLimitPolicy) bool {
 		return meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionStalled)
@@ -420,7 +420,7 @@ func TestOneBadPolicyAffectsNoOther(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "0-comes-first"},
 		Spec: v1alpha1.RateLimitPolicySpec{
 			Selector: &metav1.LabelSelector{},
-			Limits:   []v1alpha1.Limit{{Name: "all", Strategy: v1alpha1.Strategy{Concurrency: &v1alpha1.Concurrency{MaxInFlight: 1}}}},
+			Limits:   []v1alpha1.Limit{{Name: "all", Strategy: v1alpha1.Strategy{Adaptive: &v1alpha1.Adaptive{MinRequests: 1, MaxRequests: 2, Window: "1s"}}}},
 		},
 	}
 	w.create(bad)

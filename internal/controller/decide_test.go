@@ -36,7 +36,7 @@ func aPolicy(generation, requests int64) *v1alpha1.RateLimitPolicy {
 
 func unsupported(generation int64) *v1alpha1.RateLimitPolicy {
 	p := aPolicy(generation, 1)
-	p.Spec.Limits[0].Strategy = v1alpha1.Strategy{Concurrency: &v1alpha1.Concurrency{MaxInFlight: 1}}
+	p.Spec.Limits[0].Strategy = v1alpha1.Strategy{Adaptive: &v1alpha1.Adaptive{MinRequests: 1, MaxRequests: 2, Window: "1s"}}
 	return p
 }
 

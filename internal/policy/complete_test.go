@@ -5,7 +5,9 @@ package policy
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,6 +15,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
 // compiled are the fields that make a difference to what is compiled or looked up, each with two values
@@ -50,10 +54,14 @@ var compiled = map[string][2]any{
 	"limits.0.strategy.slidingWindow.precision":       {"Ring", "Approximate"},
 	"limits.0.strategy.leakyBucket.requests":          {1, 2},
 	"limits.0.strategy.leakyBucket.window":            {"1s", "2s"},
+	"limits.0.strategy.leakyBucket.mode":              {"Queue", "Meter"},
+	"limits.0.strategy.leakyBucket.maxDelay":          {"1s", "2s"},
+	"limits.0.strategy.leakyBucket.maxQueue":          {1, 2},
 	"limits.0.strategy.fixedWindow.requests":          {1, 2},
 	"limits.0.strategy.fixedWindow.window":            {"1s", "2s"},
 	"limits.0.strategy.fixedWindow.calendar.unit":     {"Day", "Week"},
 	"limits.0.strategy.fixedWindow.calendar.timeZone": {"UTC", "Europe/Berlin"},
+	"limits.0.strategy.concurrency.maxInFlight":       {1, 2},
 	"response.statusCode":                             {429, 503},
 	"response.headers":                                {[]any{}, []any{"Draft11"}},
 	"response.body.type":                              {"Problem", "None"},
@@ -61,9 +69,8 @@ var compiled = map[string][2]any{
 
 // otherwise are the values that are refused of fields whose default is supported.
 var otherwise = map[string]any{
-	"distribution.mode":                  "Leased",
-	"limits.0.priority":                  "Critical",
-	"limits.0.strategy.leakyBucket.mode": "Queue",
+	"distribution.mode": "Leased",
+	"limits.0.priority": "Critical",
 }
 
 func TestNoFieldIsIgnored(t *testing.T) {
@@ -85,6 +92,47 @@ func TestNoFieldIsIgnored(t *testing.T) {
 			t.Errorf("%s is no field of the API", path)
 		}
 	}
+}
+
+// A new algorithm takes a word of the API as well as a place in the table of strategies.
+func TestTheStrategiesOfTheAPIAreThoseThatCount(t *testing.T) {
+	members := crd(t).Properties["spec"].Properties["limits"].Items.Properties["strategy"].Properties
+	var got []limiter.Algorithm
+	for member, schema := range members {
+		for _, variant := range variants(schema) {
+			p := with(t, "limits.0.strategy", map[string]any{member: variant})
+			if Unsupported(p) == nil {
+				got = append(got, parameters(p.Spec.Limits[0].Strategy).Algorithm)
+			}
+		}
+	}
+	slices.Sort(got)
+	if diff := gocmp.Diff(strategy.Names(), got); diff != "" {
+		t.Errorf("algorithms (-of the table +of the API):\n%s", diff)
+	}
+}
+
+// variants gives a strategy with each word of its enumerations, and with each object in the place of its window.
+func variants(s schema) []map[string]any {
+	plain := map[string]any{}
+	if _, ok := s.Properties["window"]; ok {
+		plain["window"] = "1s"
+	}
+	var words, objects []map[string]any
+	for name, property := range s.Properties {
+		for _, word := range property.Enum {
+			variant := maps.Clone(plain)
+			variant[name] = word
+			words = append(words, variant)
+		}
+		if len(property.Properties) > 0 {
+			objects = append(objects, map[string]any{name: map[string]any{}})
+		}
+	}
+	if words == nil {
+		words = append(words, plain)
+	}
+	return append(words, objects...)
 }
 
 // mustRefuse wants a value, or something that it is a part of, to be named as unsupported.
@@ -216,9 +264,10 @@ func TestDefaultsAreThoseOfTheSchema(t *testing.T) {
 	})
 }
 
-// schema is the part of an OpenAPI schema that says what is filled in.
+// schema is the part of an OpenAPI schema that says what can be filled in, and what is.
 type schema struct {
 	Default    any               `json:"default"`
+	Enum       []any             `json:"enum"`
 	Properties map[string]schema `json:"properties"`
 	Items      *schema           `json:"items"`
 }

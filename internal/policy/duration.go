@@ -10,28 +10,42 @@ import (
 	"github.com/weir-dev/weir/api/v1alpha1"
 )
 
-// The bounds of a window. Below the lower one the way to the store takes longer than the window.
-const (
-	minWindow = 10 * time.Millisecond
-	maxWindow = 8784 * time.Hour
+// bounds are the least and the most that a duration can be.
+type bounds struct {
+	least, most time.Duration
+	// text is both as people write them.
+	text string
+}
+
+var (
+	// The way to the store takes longer than a window below the least.
+	windowBounds = bounds{10 * time.Millisecond, 8784 * time.Hour, "10ms to 8784h"}
+	// Few clients wait for longer than the most.
+	delayBounds = bounds{time.Millisecond, time.Hour, "1ms to 1h"}
 )
 
 var durationPattern = regexp.MustCompile(`^([0-9]{1,5}(h|m|s|ms)){1,4}$`)
 
-// parseWindow parses a GEP-2257 duration and checks that it can be a window.
-func parseWindow(w v1alpha1.Window) (time.Duration, error) {
-	if !durationPattern.MatchString(string(w)) {
+// parse parses a GEP-2257 duration and checks that it is within the bounds.
+func (b bounds) parse(s string) (time.Duration, error) {
+	if !durationPattern.MatchString(s) {
 		return 0, errors.New("must be a duration like 500ms, 1m or 1h30m")
 	}
-	d, err := time.ParseDuration(string(w))
-	if err != nil || d < minWindow || d > maxWindow {
-		return 0, errors.New("must be a duration from 10ms to 8784h")
+	d, err := time.ParseDuration(s)
+	if err != nil || d < b.least || d > b.most {
+		return 0, errors.New("must be a duration from " + b.text)
 	}
 	return d, nil
 }
 
 // window gives a window that was validated.
 func window(w v1alpha1.Window) time.Duration {
-	d, _ := parseWindow(w)
+	d, _ := windowBounds.parse(string(w))
 	return d
+}
+
+// delay gives a delay that was validated.
+func delay(d v1alpha1.Duration) time.Duration {
+	parsed, _ := delayBounds.parse(string(d))
+	return parsed
 }

@@ -72,38 +72,6 @@ func compile(p *v1alpha1.RateLimitPolicy, targets []match.Target) match.Policy {
 	return c
 }
 
-// parameters gives the parameters of the one strategy that is set.
-func parameters(s v1alpha1.Strategy) limiter.Limit {
-	switch {
-	case s.TokenBucket != nil:
-		b := s.TokenBucket
-		l := rate(limiter.TokenBucket, b.Requests, b.Window)
-		l.Burst = int64(*cmp.Or(b.Burst, &b.Requests))
-		return l
-	case s.SlidingWindow != nil && s.SlidingWindow.Precision == precisionApproximate:
-		return rate(limiter.SlidingWindowApproximate, s.SlidingWindow.Requests, s.SlidingWindow.Window)
-	case s.SlidingWindow != nil:
-		return rate(limiter.SlidingWindowRing, s.SlidingWindow.Requests, s.SlidingWindow.Window)
-	case s.LeakyBucket != nil:
-		return rate(limiter.LeakyBucketMeter, s.LeakyBucket.Requests, s.LeakyBucket.Window)
-	case s.FixedWindow.Calendar != nil:
-		return limiter.Limit{
-			Algorithm: limiter.CalendarWindow,
-			Requests:  int64(s.FixedWindow.Requests),
-			Calendar:  calendar(s.FixedWindow.Calendar),
-		}
-	}
-	return rate(limiter.FixedWindow, s.FixedWindow.Requests, *s.FixedWindow.Window)
-}
-
-func rate(a limiter.Algorithm, requests v1alpha1.Requests, w v1alpha1.Window) limiter.Limit {
-	return limiter.Limit{Algorithm: a, Requests: int64(requests), Window: window(w)}
-}
-
-func calendar(c *v1alpha1.Calendar) limiter.Calendar {
-	return limiter.Calendar{Unit: limiter.Unit(c.Unit), TimeZone: cmp.Or(c.TimeZone, "UTC")}
-}
-
 func onFailure(f *v1alpha1.OnStoreFailure) limiter.FailureMode {
 	if f != nil && f.Mode == v1alpha1.OnStoreFailureClosed {
 		return limiter.FailClosed

@@ -171,7 +171,25 @@ func TestWindows(t *testing.T) {
 		"\u0661m":     0,
 		"99999h1h1h1": 0,
 	} {
-		got, err := parseWindow(in)
+		got, err := windowBounds.parse(string(in))
+		if got != want || (err == nil) != (want != 0) {
+			t.Errorf("%q: got %v, %v, want %v", in, got, err, want)
+		}
+	}
+}
+
+func TestDelays(t *testing.T) {
+	for in, want := range map[v1alpha1.Duration]time.Duration{
+		"1ms":    time.Millisecond,
+		"10s":    10 * time.Second,
+		"1h":     time.Hour,
+		"59m60s": time.Hour,
+		"0ms":    0,
+		"1h1ms":  0,
+		"1":      0,
+		"":       0,
+	} {
+		got, err := delayBounds.parse(string(in))
 		if got != want || (err == nil) != (want != 0) {
 			t.Errorf("%q: got %v, %v, want %v", in, got, err, want)
 		}
@@ -211,12 +229,15 @@ func TestSummary(t *testing.T) {
 		`[{strategy: {tokenBucket: {requests: 100, window: 1m, burst: 200}}, key: [{header: {name: x-api-key}}]}]`: "100/1m burst 200 per x-api-key",
 		`[{strategy: {tokenBucket: {requests: 100, window: 1m, burst: 100}}}]`:                                     "100/1m",
 		`[{strategy: {slidingWindow: {requests: 100, window: 1m}}, key: [{claim: {name: sub}}, {host: {}}]}]`:      "100/1m sliding per claim sub, host",
-		`[{strategy: {leakyBucket: {requests: 5, window: 1s}}, key: [{cookie: {name: id}}, {query: {name: q}}]}]`:  "5/1s leaky per cookie id, query q",
+		`[{strategy: {leakyBucket: {requests: 5, window: 1s}}, key: [{cookie: {name: id}}, {query: {name: q}}]}]`:  "5/1s queue 10s per cookie id, query q",
+		`[{strategy: {leakyBucket: {requests: 5, window: 1s, mode: Queue, maxDelay: 500ms, maxQueue: 2}}}]`:        "5/1s queue 500ms",
+		`[{strategy: {leakyBucket: {requests: 5, window: 1s, mode: Meter}}}]`:                                      "5/1s leaky",
 		`[{strategy: {slidingWindow: {requests: 100, window: 1m, precision: Approximate}}}]`:                       "100/1m sliding approx",
+		`[{strategy: {slidingWindow: {requests: 100, window: 1m, precision: Log}}}]`:                               "100/1m sliding log",
 		`[{strategy: {fixedWindow: {requests: 5, window: 1s}}, enforcement: Shadow, key: [{method: {}}]}]`:         "5/1s fixed per method (shadow)",
 		`[{strategy: {fixedWindow: {requests: 5, calendar: {unit: Day}}}, key: [{pathParam: {name: id}}]}]`:        "5 a day per pathParam id",
 		`[{strategy: {adaptive: {minRequests: 5, maxRequests: 9, window: 1s}}, key: [{expression: a}]}]`:           "5 to 9/1s per expression",
-		`[{strategy: {concurrency: {maxInFlight: 5}}}, {strategy: {}}]`:                                            "5 in flight; nothing",
+		`[{strategy: {concurrency: {maxInFlight: 5}}, key: [{host: {}}]}, {strategy: {}}]`:                         "5 in flight per host; nothing",
 	} {
 		if got := summary(in); got != want {
 			t.Errorf("%s: got %q, want %q", in, got, want)

@@ -39,8 +39,9 @@ func labels(s *metav1.LabelSelector) string {
 	return metav1.FormatLabelSelector(s)
 }
 
-// Summary says in short what a policy's limits are, as in "100/1m burst 200 per x-api-key". It works for
-// every policy, also one that can't be compiled.
+// Summary says in short what a policy's limits are, as in "100/1m burst 200 per x-api-key", "5/1s queue 10s", of
+// which the latter is how long a request can wait, or "50 in flight". It works for every policy, also one that
+// can't be compiled.
 func Summary(p *v1alpha1.RateLimitPolicy) string {
 	var parts []string
 	for i := range p.Spec.Limits {
@@ -70,10 +71,14 @@ func strategySummary(s v1alpha1.Strategy) string {
 		return fmt.Sprintf("%d/%s", b.Requests, b.Window)
 	case s.SlidingWindow != nil && s.SlidingWindow.Precision == precisionApproximate:
 		return fmt.Sprintf("%d/%s sliding approx", s.SlidingWindow.Requests, s.SlidingWindow.Window)
+	case s.SlidingWindow != nil && s.SlidingWindow.Precision == precisionLog:
+		return fmt.Sprintf("%d/%s sliding log", s.SlidingWindow.Requests, s.SlidingWindow.Window)
 	case s.SlidingWindow != nil:
 		return fmt.Sprintf("%d/%s sliding", s.SlidingWindow.Requests, s.SlidingWindow.Window)
-	case s.LeakyBucket != nil:
+	case s.LeakyBucket != nil && s.LeakyBucket.Mode == modeMeter:
 		return fmt.Sprintf("%d/%s leaky", s.LeakyBucket.Requests, s.LeakyBucket.Window)
+	case s.LeakyBucket != nil:
+		return fmt.Sprintf("%d/%s queue %s", s.LeakyBucket.Requests, s.LeakyBucket.Window, maxDelay(s.LeakyBucket))
 	case s.FixedWindow != nil && s.FixedWindow.Window != nil:
 		return fmt.Sprintf("%d/%s fixed", s.FixedWindow.Requests, *s.FixedWindow.Window)
 	case s.FixedWindow != nil && s.FixedWindow.Calendar != nil:

@@ -104,13 +104,5 @@ func (u *uses) keySource(path *field.Path, k *v1alpha1.KeySource) {
 }
 
 func (u *uses) strategy(path *field.Path, s v1alpha1.Strategy) {
-	if w := s.SlidingWindow; w != nil {
-		u.value(path.Child("slidingWindow", "precision"), w.Precision == precisionLog, w.Precision)
-	}
-	if b := s.LeakyBucket; b != nil && (b.Mode == "" || b.Mode == modeQueue) {
-		*u = append(*u, field.Forbidden(path.Child("leakyBucket"),
-			"mode Queue, the default, is not supported by this release: set mode: Meter"))
-	}
 	u.field(path.Child("adaptive"), s.Adaptive != nil)
-	u.field(path.Child("concurrency"), s.Concurrency != nil)
 }

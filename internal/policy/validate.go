@@ -218,28 +218,51 @@ func (e *errs) strategy(path *field.Path, s v1alpha1.Strategy) {
 			e.requests(at.Child("burst"), *b.Burst)
 		}
 	}
-	if w := s.SlidingWindow; w != nil {
-		at := path.Child("slidingWindow")
-		e.rate(at, w.Requests, w.Window)
-		e.word(at.Child("precision"), w.Precision, precisionRing, precisionLog, precisionApproximate)
+	if s.SlidingWindow != nil {
+		e.slidingWindow(path.Child("slidingWindow"), s.SlidingWindow)
 	}
-	if b := s.LeakyBucket; b != nil {
-		at := path.Child("leakyBucket")
-		e.rate(at, b.Requests, b.Window)
-		e.word(at.Child("mode"), b.Mode, modeQueue, modeMeter)
-		e.must(at.Child("mode"), b.Mode != modeMeter || b.MaxDelay == nil && b.MaxQueue == nil, b.Mode,
-			"maxDelay and maxQueue go with mode Queue only")
+	if s.LeakyBucket != nil {
+		e.leakyBucket(path.Child("leakyBucket"), s.LeakyBucket)
 	}
-	if w := s.FixedWindow; w != nil {
-		at := path.Child("fixedWindow")
-		e.requests(at.Child("requests"), w.Requests)
-		e.union(at, member{"window", w.Window != nil}, member{"calendar", w.Calendar != nil})
-		if w.Window != nil {
-			e.window(at.Child("window"), *w.Window)
-		}
-		if w.Calendar != nil {
-			e.calendar(at.Child("calendar"), w.Calendar)
-		}
+	if s.FixedWindow != nil {
+		e.fixedWindow(path.Child("fixedWindow"), s.FixedWindow)
+	}
+	if c := s.Concurrency; c != nil {
+		e.between(path.Child("concurrency", "maxInFlight"), int64(c.MaxInFlight), 1, maxEntries)
+	}
+}
+
+// maxEntries is how many requests a counter can have that keeps an entry for each.
+const maxEntries = 10_000
+
+func (e *errs) slidingWindow(path *field.Path, w *v1alpha1.SlidingWindow) {
+	e.rate(path, w.Requests, w.Window)
+	e.word(path.Child("precision"), w.Precision, precisionRing, precisionLog, precisionApproximate)
+	e.must(path.Child("requests"), w.Precision != precisionLog || w.Requests <= maxEntries, w.Requests,
+		"must be at most 10000 with precision Log, which keeps each request")
+}
+
+func (e *errs) leakyBucket(path *field.Path, b *v1alpha1.LeakyBucket) {
+	e.rate(path, b.Requests, b.Window)
+	e.word(path.Child("mode"), b.Mode, modeQueue, modeMeter)
+	e.must(path.Child("mode"), b.Mode != modeMeter || b.MaxDelay == nil && b.MaxQueue == nil, b.Mode,
+		"maxDelay and maxQueue go with mode Queue only")
+	if b.MaxDelay != nil {
+		e.duration(path.Child("maxDelay"), string(*b.MaxDelay), delayBounds)
+	}
+	if b.MaxQueue != nil {
+		e.between(path.Child("maxQueue"), int64(*b.MaxQueue), 1, 100_000)
+	}
+}
+
+func (e *errs) fixedWindow(path *field.Path, w *v1alpha1.FixedWindow) {
+	e.requests(path.Child("requests"), w.Requests)
+	e.union(path, member{"window", w.Window != nil}, member{"calendar", w.Calendar != nil})
+	if w.Window != nil {
+		e.window(path.Child("window"), *w.Window)
+	}
+	if w.Calendar != nil {
+		e.calendar(path.Child("calendar"), w.Calendar)
 	}
 }
 
@@ -260,8 +283,12 @@ func (e *errs) requests(path *field.Path, n v1alpha1.Requests) {
 }
 
 func (e *errs) window(path *field.Path, w v1alpha1.Window) {
-	if _, err := parseWindow(w); err != nil {
-		e.must(path, false, w, err.Error())
+	e.duration(path, string(w), windowBounds)
+}
+
+func (e *errs) duration(path *field.Path, d string, b bounds) {
+	if _, err := b.parse(d); err != nil {
+		e.must(path, false, d, err.Error())
 	}
 }
 
