@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-dev/weir/internal/configstore"
+	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/match"
 )
 
@@ -43,6 +45,13 @@ func snapshot(epoch, number int64) configstore.Snapshot {
 		{Policy: match.Policy{Namespace: "shop", Name: "a", Generation: number}, Since: r},
 	}}
 }
+
+// firstRelease is a snapshot as the first release wrote it. It is never changed.
+const firstRelease = `{"namespace":"shop","revision":{"epoch":1,"number":2},"policies":[{"namespace":"shop","name":"a","generation":3,
+	"targets":[{"id":"Selector","pods":{}}],"limits":[
+	{"name":"steady","limit":{"algorithm":"TokenBucket","requests":10,"window":1000000000,"burst":5},"onFailure":"Open"},
+	{"name":"spaced","limit":{"algorithm":"LeakyBucketMeter","requests":10,"window":1000000000},"onFailure":"Open"}],
+	"response":{"statusCode":429,"headers":["Draft11"],"body":"Problem"},"uid":"uid-of-a","since":{"epoch":1,"number":2}}]}`
 
 func TestPersist(t *testing.T) {
 	t.Run("without a file it follows the store", func(t *testing.T) {
@@ -80,6 +89,34 @@ func TestPersist(t *testing.T) {
 		store := replay{snapshot(1, 9), snapshot(2, 1), snapshot(2, 2), snapshot(2, 3)}
 		got := watch(t, configstore.Persist(store, path, testr.New(t)))
 		if diff := cmp.Diff([]configstore.Snapshot{snapshot(2, 2), snapshot(2, 3)}, got); diff != "" {
+			t.Errorf("applied (-want +got):\n%s", diff)
+		}
+	})
+
+	// What a release has written to disks and stores, the next ones read.
+	t.Run("a snapshot of the first release means what it meant", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "snapshot.json")
+		if err := os.WriteFile(path, []byte(firstRelease), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := configstore.Revision{Epoch: 1, Number: 2}
+		want := configstore.Snapshot{Namespace: "shop", Revision: r, Policies: []configstore.Policy{{
+			Policy: match.Policy{
+				Namespace:  "shop",
+				Name:       "a",
+				Generation: 3,
+				Targets:    []match.Target{{ID: "Selector"}},
+				Limits: []match.Limit{
+					{Name: "steady", Limit: limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 10, Window: time.Second, Burst: 5}, OnFailure: limiter.FailOpen},
+					{Name: "spaced", Limit: limiter.Limit{Algorithm: limiter.LeakyBucketMeter, Requests: 10, Window: time.Second}, OnFailure: limiter.FailOpen},
+				},
+				Response: match.Response{StatusCode: 429, Headers: []string{"Draft11"}, Body: "Problem"},
+			},
+			UID:   "uid-of-a",
+			Since: r,
+		}}}
+		got := watch(t, configstore.Persist(replay{}, path, testr.New(t)))
+		if diff := cmp.Diff([]configstore.Snapshot{want}, got); diff != "" {
 			t.Errorf("applied (-want +got):\n%s", diff)
 		}
 	})
