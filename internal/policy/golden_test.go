@@ -5,6 +5,7 @@ package policy
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,17 +57,47 @@ func TestCompiledLimitsAreValidToTheStores(t *testing.T) {
 	for name, in := range inputs(t) {
 		t.Run(name, func(t *testing.T) {
 			c, _ := Compile(parse(t, in))
-			for _, l := range c.Limits {
-				s, ok := strategy.For(l.Limit.Algorithm)
-				if !ok {
-					t.Fatalf("limit %s: there is no algorithm %s", l.Name, l.Limit.Algorithm)
-				}
-				if err := s.Validate(l.Limit); err != nil {
-					t.Errorf("limit %s: %v", l.Name, err)
-				}
+			if err := valid(c); err != nil {
+				t.Error(err)
 			}
 		})
 	}
+}
+
+func TestEverySampleIsEnforced(t *testing.T) {
+	files, err := filepath.Glob("../../config/samples/*.yaml")
+	if err != nil || len(files) < 2 {
+		t.Fatalf("finding the samples: found %d files, %v", len(files), err)
+	}
+	for _, f := range files {
+		if filepath.Base(f) == "kustomization.yaml" {
+			continue
+		}
+		t.Run(filepath.Base(f), func(t *testing.T) {
+			p, _ := parse(t, read(t, f))
+			c, err := Standalone(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := valid(c); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// valid says which limit of a policy no store can count.
+func valid(c match.Policy) error {
+	for _, l := range c.Limits {
+		s, ok := strategy.For(l.Limit.Algorithm)
+		if !ok {
+			return fmt.Errorf("limit %s: there is no algorithm %s", l.Name, l.Limit.Algorithm)
+		}
+		if err := s.Validate(l.Limit); err != nil {
+			return fmt.Errorf("limit %s: %w", l.Name, err)
+		}
+	}
+	return nil
 }
 
 // outcome is all that this package says of a policy.
