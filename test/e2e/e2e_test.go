@@ -26,8 +26,12 @@ const (
 	patience = 30 * time.Second
 )
 
-// weir is the one playground of all tests. They run one after another, and each clears away its policies.
-var weir *playground.Playground
+// weir is the one playground of all tests. They run one after another, and each clears away its policies. The
+// options are those that it was started with.
+var (
+	weir    *playground.Playground
+	options playground.Options
+)
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -49,7 +53,8 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
-	weir, err = playground.Start(ctx, playground.Options{Binaries: dir, Dir: dir, Sidecars: sidecars})
+	options = playground.Options{Binaries: dir, Dir: dir, Sidecars: sidecars}
+	weir, err = playground.Start(ctx, options)
 	code := 1
 	if err == nil {
 		code = m.Run()

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -45,6 +46,43 @@ func TestTwoSidecarsAdmitExactlyTheLimit(t *testing.T) {
 		}
 	})
 
+	t.Run("slidingWindow 100 per 10s with precision Log, and as many when those are out of the window", func(t *testing.T) {
+		apply(t, "exact-log", `{selector: {}, limits: [{name: all, strategy: {slidingWindow: {requests: 100, window: 10s, precision: Log}}}]}`)
+		awaitReady(t, "exact-log")
+		var end time.Time
+		for round := range 2 {
+			time.Sleep(time.Until(end.Add(10 * time.Second)))
+			start := time.Now()
+			got := send(t, clients, 50, "")
+			end = time.Now()
+			if took := end.Sub(start); took > 9*time.Second {
+				t.Fatalf("sending took %s, longer than the window", took)
+			}
+			if diff := cmp.Diff(playground.Tally{Allowed: 100, Refused: 300}, got); diff != "" {
+				t.Errorf("answers in round %d (-want +got):\n%s", round, diff)
+			}
+		}
+	})
+
+	t.Run("fixedWindow 100 a day of a time zone, which ends at midnight there", func(t *testing.T) {
+		zone := farFromMidnight(t)
+		apply(t, "exact-day", `{selector: {}, limits: [{name: all, strategy: {fixedWindow: {requests: 100, calendar: {unit: Day, timeZone: `+zone.String()+`}}}}]}`)
+		awaitReady(t, "exact-day")
+		if diff := cmp.Diff(playground.Tally{Allowed: 100, Refused: 300}, send(t, clients, 50, "")); diff != "" {
+			t.Errorf("answers (-want +got):\n%s", diff)
+		}
+		for _, s := range weir.Sidecars {
+			now := time.Now().In(zone)
+			midnight := time.Date(now.Year(), now.Month(), now.Day()+1, 0, 0, 0, 0, zone)
+			most := secondsUntil(midnight)
+			r := mustGet(t, s.URL)
+			told, least := 0, secondsUntil(midnight)
+			if _, err := fmt.Sscanf(r.Header.Get("RateLimit"), `"exact-day/all";r=0;t=%d`, &told); err != nil || told < least || told > most {
+				t.Errorf("RateLimit: %s; want t from %d to %d, until midnight in %s", r.Header.Get("RateLimit"), least, most, zone)
+			}
+		}
+	})
+
 	t.Run("two limits: what one refuses is not charged to the other", func(t *testing.T) {
 		apply(t, "exact-pair", `{selector: {}, limits: [
 			{name: total, strategy: {fixedWindow: {requests: 30, window: 24h}}},
@@ -58,6 +96,28 @@ func TestTwoSidecarsAdmitExactlyTheLimit(t *testing.T) {
 			t.Errorf("answers to bob (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// farFromMidnight gives a time zone in which it isn't midnight soon, nor was it just now. None of them changes its
+// clocks.
+func farFromMidnight(t *testing.T) *time.Location {
+	t.Helper()
+	for _, name := range []string{"Asia/Tokyo", "America/Phoenix"} {
+		zone, err := time.LoadLocation(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if hour := time.Now().In(zone).Hour(); hour >= 2 && hour < 22 {
+			return zone
+		}
+	}
+	t.Fatal("it is midnight everywhere")
+	return nil
+}
+
+// secondsUntil rounds up.
+func secondsUntil(end time.Time) int {
+	return int((time.Until(end) + time.Second - 1) / time.Second)
 }
 
 // awaitWindow waits for the start of the next window on the clock, and gives it. Redis has the same clock:

@@ -60,15 +60,6 @@ type Playground struct {
 	app *http.Server
 }
 
-// Sidecar is an enforcer in front of the application.
-type Sidecar struct {
-	*Process
-	// URL is where clients send their requests.
-	URL string
-	// Admin is where its metrics and its snapshot are.
-	Admin string
-}
-
 // Start starts everything, and returns when requests can be sent. The caller must Stop it, also after an
 // error.
 func Start(ctx context.Context, o Options) (*Playground, error) {
@@ -183,19 +174,19 @@ func (p *Playground) startManager(ctx context.Context, o Options) error {
 	if err := impersonate(p.Kubeconfig, "system:serviceaccount:weir-system:weir-manager", kubeconfig); err != nil {
 		return err
 	}
-	ports, err := freePorts(ctx, 1)
+	health, err := freeAddress(ctx)
 	if err != nil {
 		return err
 	}
 	p.Manager = newProcess(o.Dir, "manager", filepath.Join(o.Binaries, "weir-manager"), []string{
 		"--kubeconfig", kubeconfig, "--redis", p.Redis.URL(), "--instance", instance,
 		"--leader-elect", "--leader-election-namespace", "weir-system",
-		"--metrics-bind-address", "0", "--health-probe-bind-address", ports[0],
+		"--metrics-bind-address", "0", "--health-probe-bind-address", health,
 	}, nil)
 	if err := p.Manager.Start(); err != nil {
 		return err
 	}
-	return await(ctx, p.Manager, "http://"+ports[0]+"/readyz")
+	return await(ctx, p.Manager, func(ctx context.Context) bool { return ok(ctx, "http://"+health+"/readyz") })
 }
 
 // impersonate writes a kubeconfig that is another's, but for the user that it acts as.
@@ -219,22 +210,14 @@ func (p *Playground) startSidecars(ctx context.Context, o Options) error {
 		return fmt.Errorf("writing the pod's labels: %w", err)
 	}
 	for i := range o.Sidecars {
-		ports, err := freePorts(ctx, 2)
-		if err != nil {
-			return err
-		}
 		name := fmt.Sprintf("checkout-%d", i)
-		s := &Sidecar{URL: "http://" + ports[0], Admin: "http://" + ports[1]}
-		s.Process = newProcess(o.Dir, name, filepath.Join(o.Binaries, "weir-sidecar"), []string{
-			"--listen", "http=" + ports[0], "--upstream", "http=http://" + p.app.Addr, "--admin-listen", ports[1],
-			"--namespace", Namespace, "--pod-labels-file", labels, "--state-dir", o.Dir + "/" + name, "--drain-delay", "0s",
-			"--redis", p.Redis.URL(), "--instance", instance,
-			// A machine that is busy with other things must not look like a Redis that is away.
-			"--decision-timeout", "1s",
-		}, []string{"POD_NAME=" + name, "POD_UID=" + name})
-		if err := os.MkdirAll(o.Dir+"/"+name, 0o700); err != nil {
+		state := filepath.Join(o.Dir, name)
+		if err := os.MkdirAll(state, 0o700); err != nil {
 			return fmt.Errorf("making the sidecar's state folder: %w", err)
 		}
+		s := NewSidecar(o, name, "http://"+p.app.Addr,
+			"--namespace", Namespace, "--pod-labels-file", labels, "--state-dir", state,
+			"--redis", p.Redis.URL(), "--instance", instance)
 		p.Sidecars = append(p.Sidecars, s)
 		if err := s.Start(ctx); err != nil {
 			return err
@@ -243,32 +226,25 @@ func (p *Playground) startSidecars(ctx context.Context, o Options) error {
 	return nil
 }
 
-// Start starts the sidecar and waits until it is ready.
-func (s *Sidecar) Start(ctx context.Context) error {
-	if err := s.Process.Start(); err != nil {
-		return err
-	}
-	return await(ctx, s.Process, s.Admin+"/readyz")
-}
-
-// await waits until a process of ours answers 200.
-func await(ctx context.Context, p *Process, url string) error {
+// await waits until a process of ours is ready.
+func await(ctx context.Context, p *Process, ready func(context.Context) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
-		if ok(ctx, url) {
+		if ready(ctx) {
 			return nil
 		}
 		select {
 		case <-p.done:
 			return fmt.Errorf("it ended at once; its log is %s", p.Log)
 		case <-ctx.Done():
-			return fmt.Errorf("%s did not answer; its log is %s", url, p.Log)
+			return fmt.Errorf("it does not get ready; its log is %s", p.Log)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
+// ok says whether a URL answers 200.
 func ok(ctx context.Context, url string) bool {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -283,18 +259,14 @@ func ok(ctx context.Context, url string) bool {
 	return response.StatusCode == http.StatusOK
 }
 
-// freePorts gives addresses on loopback that nobody listens on now.
-func freePorts(ctx context.Context, n int) ([]string, error) {
-	addresses := make([]string, n)
-	for i := range addresses {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("finding a port: %w", err)
-		}
-		defer func() { _ = l.Close() }()
-		addresses[i] = l.Addr().String()
+// freeAddress gives an address on loopback that nobody listens on now.
+func freeAddress(ctx context.Context) (string, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("finding a port: %w", err)
 	}
-	return addresses, nil
+	defer func() { _ = l.Close() }()
+	return l.Addr().String(), nil
 }
 
 // Policy gives a policy of the example application's namespace as it is now.

@@ -38,10 +38,10 @@ func Get(ctx context.Context, url, apiKey string) (Response, error) {
 	return Response{At: time.Now(), Status: response.StatusCode, Header: response.Header, Body: string(body)}, nil
 }
 
-// client keeps enough connections for the clients of a test.
+// client keeps enough connections for the clients of a test, and waits for longer than any of them is held.
 var client = &http.Client{
 	Transport: &http.Transport{MaxIdleConnsPerHost: 64},
-	Timeout:   10 * time.Second,
+	Timeout:   time.Minute,
 }
 
 // Tally counts answers.
