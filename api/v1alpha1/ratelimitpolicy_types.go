@@ -698,7 +698,7 @@ type Adaptive struct {
 
 // Concurrency admits so many requests at the same time. One counts from when it is admitted until its response
 // is over, however long that takes: a stream or a WebSocket counts while it is open. Those of an enforcer that
-// crashed count for up to 10 seconds more.
+// crashed count for some 10 seconds more.
 type Concurrency struct {
 	// maxInFlight requests at the same time.
 	// +required
