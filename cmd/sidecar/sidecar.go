@@ -101,10 +101,18 @@ func (s *sidecar) openStore() error {
 		return err
 	}
 	s.counters = client
-	timely := guard.Deadline(redisstore.For(counting), s.options.decisionTimeout)
-	s.store = watch(guard.Breaker(timely, redisstore.Unanswered), log)
+	s.store = watch(guarded(counting, s.options.decisionTimeout), log)
 	s.counting = guard.DenyCache(s.store)
 	return nil
+}
+
+// guarded gives the store that fits a client, with a budget for each decision and a breaker, or one for each shard.
+func guarded(client goredis.UniversalClient, budget time.Duration) limiter.Store {
+	if cluster, ok := client.(*goredis.ClusterClient); ok {
+		circuit := func() redisstore.Circuit { return guard.NewCircuit(redisstore.Unanswered) }
+		return guard.Deadline(redisstore.NewCluster(cluster, circuit), budget)
+	}
+	return guard.Breaker(guard.Deadline(redisstore.New(client), budget), redisstore.Unanswered)
 }
 
 // standAlone takes the policies from files and enforces all of them.

@@ -100,7 +100,7 @@ func weirStore(server *redistest.Server) (limiter.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return guard.Breaker(guard.Deadline(redisstore.For(client), budget), redisstore.Unanswered), nil
+	return guard.Breaker(guard.Deadline(redisstore.New(client), budget), redisstore.Unanswered), nil
 }
 
 func decideIn(store limiter.Store) decide {

@@ -159,6 +159,6 @@ var faults = []fault{
 		{engine, "hits[i].OnFailure == FailClosed && !hits[i].Shadow", "hits[i].OnFailure == FailClosed && hits[i].Shadow"},
 	}, []string{"./internal/limiter"}},
 	{"a breaker that lets everybody through as a probe", []edit{
-		{breaker, "b.probing || time.Now()", "time.Now()"},
+		{breaker, "c.probing || time.Now()", "time.Now()"},
 	}, []string{"./internal/limiter/guard"}},
 }

@@ -12,29 +12,26 @@ import (
 )
 
 const (
-	// maxFailures in a row open a breaker, if there was no answer for maxSilence either: when many wait at
+	// maxFailures in a row open a circuit, if there was no answer for maxSilence either: when many wait at
 	// once, as many fail at once.
 	maxFailures = 5
 	maxSilence  = 30 * time.Millisecond
-	// probeInterval is how long an open breaker waits after a probe has failed. A store that is back is
+	// probeInterval is how long an open circuit waits after a probe has failed. A store that is back is
 	// noticed this much later at most.
 	probeInterval = 200 * time.Millisecond
 )
 
-// Breaker gives a store that spares its callers the wait for one that doesn't answer. After five failures in
-// a row, and 30 ms without an answer, it is open: it fails at once, with an error that wraps
-// [limiter.ErrNotAsked] and the last failure. One request at a time is let through as a probe, the first at
-// once, the next 200 ms after one that failed, and the first answer closes the breaker. So a store that only
-// stumbled is asked again after one probe, however many waited for it.
+// Circuit spares callers the wait for somebody who doesn't answer. After five failures in a row, and 30 ms without
+// an answer, it is open: its calls fail at once, with an error that wraps [limiter.ErrNotAsked] and the last
+// failure. One call at a time is let through as a probe, the first at once, the next 200 ms after one that
+// failed, and the first answer closes the circuit. So who only stumbled is asked again after one probe, however
+// many waited for it.
 //
-// A failure is an error that unanswered is true of, unless the caller gave up by itself: callers who are in
-// a hurry say nothing about the store. Other errors count neither way.
-func Breaker(store limiter.Store, unanswered func(error) bool) limiter.Store {
-	return &breaker{store: store, unanswered: unanswered}
-}
-
-type breaker struct {
-	store      limiter.Store
+// A failure is an error that unanswered is true of, or a call whose [Deadline] has passed, unless the caller gave
+// up by itself: callers who are in a hurry say nothing about whom they ask. Other errors count neither way.
+//
+// A Circuit is safe for concurrent use.
+type Circuit struct {
 	unanswered func(error) bool
 
 	mu       sync.Mutex
@@ -42,14 +39,90 @@ type breaker struct {
 	last     error
 	answered time.Time
 	open     bool
-	// While the breaker is open: whether a probe is under way, and else when the next may be.
+	// While the circuit is open: whether a probe is under way, and else when the next may be.
 	probing bool
 	next    time.Time
 }
 
+// NewCircuit gives a circuit that is closed.
+func NewCircuit(unanswered func(error) bool) *Circuit {
+	return &Circuit{unanswered: unanswered}
+}
+
+// Do makes a call, unless the circuit is open. The error is that of the call, or says that it was not made.
+func (c *Circuit) Do(ctx context.Context, call func() error) error {
+	probe, err := c.admit()
+	if err != nil {
+		return err
+	}
+	err = call()
+	if err != nil && spent(ctx) {
+		err = errSpent
+	}
+	switch {
+	case err == nil:
+		c.succeed()
+	case c.unanswered(err) && (ctx.Err() == nil || spent(ctx)):
+		c.fail(err, probe)
+	case probe:
+		c.release()
+	}
+	return err
+}
+
+// admit says whether the call is a probe, or why it must not be made.
+func (c *Circuit) admit() (probe bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.open {
+		return false, nil
+	}
+	if c.probing || time.Now().Before(c.next) {
+		return false, fmt.Errorf("%w: %w", limiter.ErrNotAsked, c.last)
+	}
+	c.probing = true
+	return true, nil
+}
+
+func (c *Circuit) succeed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failures, c.answered = 0, time.Now()
+	c.open, c.probing, c.next = false, false, time.Time{}
+}
+
+func (c *Circuit) fail(err error, probe bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	c.failures++
+	c.last = err
+	c.open = c.open || c.failures >= maxFailures && now.Sub(c.answered) >= maxSilence
+	if probe {
+		c.probing, c.next = false, now.Add(probeInterval)
+	}
+}
+
+// release makes room for another probe, after one that has shown nothing.
+func (c *Circuit) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.probing = false
+}
+
+// Breaker gives a store that is asked through a [Circuit] of its own.
+func Breaker(store limiter.Store, unanswered func(error) bool) limiter.Store {
+	return &breaker{store: store, circuit: NewCircuit(unanswered)}
+}
+
+type breaker struct {
+	store   limiter.Store
+	circuit *Circuit
+}
+
 // Take implements [limiter.Store].
 func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) (verdicts []limiter.Verdict, err error) {
-	err = b.ask(ctx, func() error {
+	err = b.circuit.Do(ctx, func() error {
 		verdicts, err = b.store.Take(ctx, hits)
 		return err
 	})
@@ -58,68 +131,10 @@ func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) (verdicts []limi
 
 // Refund implements [limiter.Store].
 func (b *breaker) Refund(ctx context.Context, charges []limiter.Charge) error {
-	return b.ask(ctx, func() error { return b.store.Refund(ctx, charges) })
+	return b.circuit.Do(ctx, func() error { return b.store.Refund(ctx, charges) })
 }
 
 // Renew implements [limiter.Store].
 func (b *breaker) Renew(ctx context.Context, charges []limiter.Charge) error {
-	return b.ask(ctx, func() error { return b.store.Renew(ctx, charges) })
-}
-
-// ask calls the store if it may be, and learns from how that ends.
-func (b *breaker) ask(ctx context.Context, call func() error) error {
-	probe, err := b.admit()
-	if err != nil {
-		return err
-	}
-	err = call()
-	switch {
-	case err == nil:
-		b.succeed()
-	case ctx.Err() == nil && b.unanswered(err):
-		b.fail(err, probe)
-	case probe:
-		b.release()
-	}
-	return err
-}
-
-// admit says whether the call is a probe, or why it must not ask the store.
-func (b *breaker) admit() (probe bool, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.open {
-		return false, nil
-	}
-	if b.probing || time.Now().Before(b.next) {
-		return false, fmt.Errorf("%w: %w", limiter.ErrNotAsked, b.last)
-	}
-	b.probing = true
-	return true, nil
-}
-
-func (b *breaker) succeed() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.failures, b.answered = 0, time.Now()
-	b.open, b.probing, b.next = false, false, time.Time{}
-}
-
-func (b *breaker) fail(err error, probe bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now()
-	b.failures++
-	b.last = err
-	b.open = b.open || b.failures >= maxFailures && now.Sub(b.answered) >= maxSilence
-	if probe {
-		b.probing, b.next = false, now.Add(probeInterval)
-	}
-}
-
-// release makes room for another probe, after one that has shown nothing.
-func (b *breaker) release() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.probing = false
+	return b.circuit.Do(ctx, func() error { return b.store.Renew(ctx, charges) })
 }

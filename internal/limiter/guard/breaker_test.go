@@ -219,6 +219,29 @@ func TestBreakerAndCallersInAHurry(t *testing.T) {
 	})
 }
 
+func TestCircuitWithinADeadline(t *testing.T) {
+	late := func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }
+	synctest.Test(t, func(t *testing.T) {
+		p := &patient{delay: time.Hour}
+		store := guard.Deadline(guard.Breaker(p, late), budget)
+		for range 6 {
+			if _, err := store.Take(t.Context(), nil); !late(err) || errors.Is(err, limiter.ErrNotAsked) {
+				t.Errorf("the error is %v", err)
+			}
+		}
+		if _, err := store.Take(t.Context(), nil); !late(err) || !errors.Is(err, limiter.ErrNotAsked) {
+			t.Errorf("budgets that were spent have not opened the circuit: %v", err)
+		}
+		p.delay = 0
+		time.Sleep(probeInterval)
+		if _, err := store.Take(t.Context(), nil); err != nil {
+			t.Error(err)
+		}
+		wantCalls(t, p, 7)
+		synctest.Wait()
+	})
+}
+
 func wantCalls(t *testing.T, p *patient, want int64) {
 	t.Helper()
 	if diff := cmp.Diff(want, p.calls.Load()); diff != "" {

@@ -64,10 +64,15 @@ func (d *deadline) within(ctx context.Context, call func(context.Context) error)
 	a := &alarm{budget: d.budget, extensions: maxExtensions, end: cancel}
 	defer a.set().Stop()
 	err := call(ctx)
-	if err != nil && context.Cause(ctx) == errSpent { //nolint:errorlint // This very error is what the alarm gives.
+	if err != nil && spent(ctx) {
 		return errSpent
 	}
 	return err
+}
+
+// spent says whether a call has ended because its budget is spent.
+func spent(ctx context.Context) bool {
+	return context.Cause(ctx) == errSpent //nolint:errorlint // This very error is what the alarm gives.
 }
 
 // alarm ends a call when its budget is spent.

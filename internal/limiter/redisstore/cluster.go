@@ -3,10 +3,14 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
@@ -16,7 +20,9 @@ import (
 )
 
 // Cluster is a [limiter.Store] on a Redis Cluster. The counters of one partition, which is what stands in braces
-// in their keys, are in one slot: they are decided as by a [Store], in one atomic step.
+// in their keys, are in one slot: they are decided as by a [Store], in one atomic step. Requests that come at once
+// for one shard leave together, in one pipeline with a call for each partition, and each shard has a circuit of its
+// own: one that doesn't answer takes no other with it.
 //
 // A request with counters in several partitions takes from one after the other, and when one refuses it gives
 // back what it took from those before. So it is never admitted without all its limits, but others may be
@@ -24,20 +30,45 @@ import (
 // may be let through. Shadow hits come last; one whose partition doesn't answer is told allowed, since it must
 // not affect the others.
 type Cluster struct {
-	client  redis.Scripter
-	scripts scripts
+	client     *redis.ClusterClient
+	scripts    scripts
+	newCircuit func() Circuit
+	// elsewhere is the circuit of the calls that find their way by themselves.
+	elsewhere Circuit
+	// mapped says that the client knows which shard has which slots. From then on it keeps that up to date by
+	// itself; before, the question could take longer than a caller wants to wait.
+	mapped atomic.Bool
 
-	mu sync.Mutex
-	// partitions have what decides the hits of each, which are in one slot: a batch is one call of one script.
-	partitions map[string]*Store
+	mu         sync.Mutex
+	partitions map[string]*partition
+	shards     map[*redis.Client]*shard
 }
 
 var _ limiter.Store = (*Cluster)(nil)
 
-// NewCluster gives a store on a client that sends nothing twice but what was certainly not executed. It is bound
-// as [New] says, for each partition.
-func NewCluster(client redis.Scripter) *Cluster {
-	return &Cluster{client: client, scripts: shipped, partitions: map[string]*Store{}}
+// partition is what of the counters is in one slot.
+type partition struct {
+	// shard is the one that was asked last. Nil if none was yet.
+	shard *shard
+	// store asks whatever shard has the slot, and follows it.
+	store *Store
+}
+
+// NewCluster gives a store on a client that sends nothing twice but what was certainly not executed, like those of
+// package redisclient. The client's own timeouts have to end a call that gets no answer. Callers are bound by
+// their contexts alone; at most four calls at a time for each shard go on without them.
+//
+// Each shard gets a circuit. Callers should have a deadline that the circuit knows of: without it a shard that
+// hangs fails nobody before the client's timeouts do.
+func NewCluster(client *redis.ClusterClient, circuit func() Circuit) *Cluster {
+	return &Cluster{
+		client:     client,
+		scripts:    shipped,
+		newCircuit: circuit,
+		elsewhere:  circuit(),
+		partitions: map[string]*partition{},
+		shards:     map[*redis.Client]*shard{},
+	}
 }
 
 // Take implements [limiter.Store].
@@ -56,7 +87,7 @@ func (c *Cluster) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdi
 func (c *Cluster) take(ctx context.Context, hits []limiter.Hit, group func(key string) string) ([]limiter.Verdict, error) {
 	enforced, shadows := split(hits, group)
 	if len(enforced)+len(shadows) == 1 {
-		return c.partition(hits[0].Key).batcher.ride(ctx, strategy.Request{Hits: hits})
+		return c.ride(ctx, strategy.Request{Hits: hits})
 	}
 	s := &spread{cluster: c, hits: hits, verdicts: make([]limiter.Verdict, len(hits))}
 	for i, p := range enforced {
@@ -77,39 +108,128 @@ func (c *Cluster) take(ctx context.Context, hits []limiter.Hit, group func(key s
 
 // Refund implements [limiter.Store].
 func (c *Cluster) Refund(ctx context.Context, charges []limiter.Charge) error {
-	return c.amend(ctx, charges, (*Store).Refund)
+	return c.amend(ctx, charges, false)
 }
 
 // Renew implements [limiter.Store].
 func (c *Cluster) Renew(ctx context.Context, charges []limiter.Charge) error {
-	return c.amend(ctx, charges, (*Store).Renew)
+	return c.amend(ctx, charges, true)
 }
 
 // amend has each partition amend its charges, all at once.
-func (c *Cluster) amend(ctx context.Context, charges []limiter.Charge, amend func(*Store, context.Context, []limiter.Charge) error) error {
-	byPartition := map[*Store][]limiter.Charge{}
+func (c *Cluster) amend(ctx context.Context, charges []limiter.Charge, renew bool) error {
+	byPartition := map[string][]limiter.Charge{}
 	for _, ch := range charges {
-		p := c.partition(ch.Hit.Key)
-		byPartition[p] = append(byPartition[p], ch)
+		if err := check(ctx, []limiter.Hit{ch.Hit}); err != nil {
+			return err
+		}
+		name := tag(ch.Hit.Key)
+		byPartition[name] = append(byPartition[name], ch)
 	}
 	var g errgroup.Group
-	for p, some := range byPartition {
-		g.Go(func() error { return amend(p, ctx, some) })
+	for _, some := range byPartition {
+		g.Go(func() error { return c.amendTogether(ctx, some, renew) })
 	}
 	return g.Wait()
 }
 
-// partition gives what decides the hits on a key. There are as many as its namespace has partitions.
-func (c *Cluster) partition(key string) *Store {
+// amendTogether amends charges of one partition.
+func (c *Cluster) amendTogether(ctx context.Context, charges []limiter.Charge, renew bool) error {
+	_, err := c.ride(ctx, amendment(charges, renew))
+	if err == nil || len(charges) == 1 || !underWay(err) {
+		return err
+	}
+	for i := range charges {
+		// Counters move one by one: each by itself can always be found.
+		if _, err := c.ride(ctx, amendment(charges[i:i+1], renew)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ride has a request of one partition decided: in a pipeline to the shard that has its slot, and where that is not
+// known, or the shard has executed nothing, by a call that finds its way by itself.
+func (c *Cluster) ride(ctx context.Context, r strategy.Request) ([]limiter.Verdict, error) {
+	p := c.find(ctx, r.Hits[0].Key)
+	if p.shard != nil {
+		if verdicts, err := through(ctx, p.shard.circuit, p.shard.batcher, r); !unexecuted(err) {
+			return verdicts, err
+		}
+	}
+	verdicts, err := through(ctx, c.elsewhere, p.store.batcher, r)
+	if err == nil {
+		c.mapped.Store(true)
+	}
+	return verdicts, err
+}
+
+// through rides unless the circuit is open. Who answers that it has executed nothing has answered.
+func through(ctx context.Context, circuit Circuit, b *batcher, r strategy.Request) (verdicts []limiter.Verdict, err error) {
+	var refusal error
+	err = circuit.Do(ctx, func() error {
+		verdicts, err = b.ride(ctx, r)
+		if unexecuted(err) {
+			refusal = err
+			return nil
+		}
+		return err
+	})
+	return verdicts, cmp.Or(err, refusal)
+}
+
+// find gives the partition of a key as it is now.
+func (c *Cluster) find(ctx context.Context, key string) partition {
+	node := c.node(ctx, key)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	name := tag(key)
+	p := c.partition(tag(key))
+	if node != nil {
+		p.shard = c.shard(node)
+	}
+	return *p
+}
+
+// node gives the client of the node that has the slot of a key, or nil if that is not known.
+func (c *Cluster) node(ctx context.Context, key string) *redis.Client {
+	if !c.mapped.Load() {
+		return nil
+	}
+	node, err := c.client.MasterForKey(ctx, key)
+	if err != nil {
+		return nil
+	}
+	return node
+}
+
+// partition gives one by its name. There are as many as a namespace has. The caller holds the mutex.
+func (c *Cluster) partition(name string) *partition {
 	p := c.partitions[name]
 	if p == nil {
-		p = newStore(c.client, c.scripts)
+		p = &partition{store: newStore(c.client, c.scripts)}
 		c.partitions[name] = p
 	}
 	return p
+}
+
+// shard gives that of a node. The caller holds the mutex.
+func (c *Cluster) shard(node *redis.Client) *shard {
+	s := c.shards[node]
+	if s == nil {
+		c.forget()
+		s = newShard(node, c.scripts, c.newCircuit())
+		c.shards[node] = s
+	}
+	return s
+}
+
+// forget drops the shards that no partition was asked of last: nodes come and go, each time under new addresses.
+func (c *Cluster) forget() {
+	used := map[*shard]bool{}
+	for _, p := range c.partitions {
+		used[p.shard] = true
+	}
+	maps.DeleteFunc(c.shards, func(_ *redis.Client, s *shard) bool { return !used[s] })
 }
 
 // part is the hits of a request that are decided together, by their places in it.
@@ -172,7 +292,7 @@ type spread struct {
 // enforce takes a part. What comes before the last one may have to be given back.
 func (s *spread) enforce(ctx context.Context, p part, last bool) (admitted bool, err error) {
 	hits := s.of(p)
-	verdicts, err := s.cluster.partition(hits[0].Key).batcher.ride(ctx, strategy.Request{Hits: hits})
+	verdicts, err := s.cluster.ride(ctx, strategy.Request{Hits: hits})
 	if err != nil {
 		return false, err
 	}
@@ -195,16 +315,17 @@ func (s *spread) owe(hits []limiter.Hit, verdicts []limiter.Verdict) {
 // shadow takes a part that must not affect the others.
 func (s *spread) shadow(ctx context.Context, p part) {
 	hits := s.of(p)
-	verdicts, err := s.cluster.partition(hits[0].Key).batcher.ride(ctx, strategy.Request{Hits: hits})
+	verdicts, err := s.cluster.ride(ctx, strategy.Request{Hits: hits})
 	if err != nil {
 		verdicts = slices.Repeat([]limiter.Verdict{{Allowed: true}}, len(hits))
 	}
 	s.place(p, verdicts)
 }
 
-// fail gives back what is to be taken again, counter by counter. After all other errors it stays taken.
+// fail gives back what is to be taken again, counter by counter, and what was taken before a shard that was not asked:
+// that error says that nothing was charged. After all other errors it stays taken.
 func (s *spread) fail(ctx context.Context, err error) error {
-	if underWay(err) {
+	if underWay(err) || errors.Is(err, limiter.ErrNotAsked) {
 		s.giveBack(ctx)
 	}
 	return err
@@ -221,7 +342,7 @@ func (s *spread) refuse(ctx context.Context, others []part) {
 	s.giveBack(ctx)
 	for _, p := range others {
 		hits := s.of(p)
-		if verdicts, err := s.cluster.partition(hits[0].Key).batcher.ride(ctx, strategy.Request{Hits: hits, Try: true}); err == nil {
+		if verdicts, err := s.cluster.ride(ctx, strategy.Request{Hits: hits, Try: true}); err == nil {
 			s.place(p, verdicts)
 		}
 	}

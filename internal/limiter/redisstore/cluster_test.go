@@ -18,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/guard"
 	"github.com/weir-dev/weir/internal/limiter/redisstore"
 	"github.com/weir-dev/weir/internal/limiter/storetest"
 	"github.com/weir-dev/weir/internal/limiter/strategy"
@@ -36,18 +37,24 @@ func dial(tb testing.TB, url string) *redis.ClusterClient {
 	return client.(*redis.ClusterClient)
 }
 
+// patience, after a URL, is for calls that end when they are answered, however long a busy machine takes.
+const patience = "?dial_timeout=30s&read_timeout=30s&write_timeout=30s"
+
+// circuit gives one as the sidecar has it.
+func circuit() redisstore.Circuit { return guard.NewCircuit(redisstore.Unanswered) }
+
 // year is a window in which nothing of a test ends.
 const year = 8784 * time.Hour
 
 func TestCluster(t *testing.T) {
 	cluster := redistest.StartCluster(t)
-	client := dial(t, cluster.URL())
+	client := dial(t, cluster.URL()+patience)
 	fresh := func(t *testing.T) *redisstore.Cluster {
 		t.Helper()
 		if err := cluster.Flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		return redisstore.For(client).(*redisstore.Cluster)
+		return redisstore.NewCluster(client, circuit)
 	}
 	t.Run("passes the suite of stores", func(t *testing.T) { testSuite(t, cluster, client) })
 	t.Run("64 callers are admitted exactly as often as each limit says", func(t *testing.T) { testExact(t, fresh(t)) })
@@ -79,7 +86,7 @@ func testSuite(t *testing.T, cluster *redistest.Cluster, client *redis.ClusterCl
 				t.Fatal(err)
 			}
 		}
-		return redisstore.NewClusterOf(client, func(script string) string {
+		return redisstore.NewClusterOf(client, circuit, func(script string) string {
 			return strings.ReplaceAll(onClock(script), "'clock'", "'{shop/0}clock'")
 		}), advance
 	})

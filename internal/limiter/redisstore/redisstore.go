@@ -41,14 +41,6 @@ func (s scripts) run(ctx context.Context, client redis.Scripter, c *strategy.Cal
 	return s.batch.Run(ctx, client, c.Keys(), c.Args()...).Slice()
 }
 
-// For gives the store that fits a client: a [Cluster] or a [Store].
-func For(client redis.UniversalClient) limiter.Store {
-	if c, ok := client.(*redis.ClusterClient); ok {
-		return NewCluster(c)
-	}
-	return New(client)
-}
-
 // Store is a [limiter.Store] that all who use one Redis share. Requests that come at once are decided in one
 // script call, one after the other, each with all its counters in one atomic step. That takes a single
 // primary, alone or under Sentinel; a Redis Cluster takes a [Cluster].
