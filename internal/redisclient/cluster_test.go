@@ -102,6 +102,17 @@ func TestClusterSendsOnce(t *testing.T) {
 			})
 			return err
 		},
+		"nor is a pipeline to one node": func() error {
+			node, err := client.(*redis.ClusterClient).MasterForKey(ctx, "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = node.Pipelined(ctx, func(p redis.Pipeliner) error {
+				p.Eval(ctx, script, []string{"a"})
+				return nil
+			})
+			return err
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sent.Store(0)

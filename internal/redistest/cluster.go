@@ -163,44 +163,59 @@ func (c *Cluster) Slot(ctx context.Context, key string) (int, error) {
 	return int(slot), err
 }
 
-// Move moves a slot with all its keys from one master to another, while both serve it.
-func (c *Cluster) Move(ctx context.Context, slot int, from, to *Server) error {
-	source, err := from.text(ctx, "CLUSTER", "MYID")
-	if err != nil {
-		return err
+// Move moves slots with all their keys from one master to another, one after the other, while both serve them.
+func (c *Cluster) Move(ctx context.Context, from, to *Server, slots ...int) error {
+	m := move{source: from.client(), target: to.client(), to: to}
+	defer func() { _ = errors.Join(m.source.Close(), m.target.Close()) }()
+	var err error
+	if m.sourceID, err = m.source.Do(ctx, "CLUSTER", "MYID").Text(); err != nil {
+		return fmt.Errorf("naming %s: %w", from.Addr, err)
 	}
-	target, err := to.text(ctx, "CLUSTER", "MYID")
-	if err != nil {
-		return err
+	if m.targetID, err = m.target.Do(ctx, "CLUSTER", "MYID").Text(); err != nil {
+		return fmt.Errorf("naming %s: %w", to.Addr, err)
 	}
-	if err := to.do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", source); err != nil {
+	for _, slot := range slots {
+		if err := m.slot(ctx, slot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// move is that of slots from one master to another.
+type move struct {
+	source, target     *redis.Client
+	sourceID, targetID string
+	to                 *Server
+}
+
+func (m *move) slot(ctx context.Context, slot int) error {
+	if err := m.target.Do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", m.sourceID).Err(); err != nil {
 		return fmt.Errorf("importing slot %d: %w", slot, err)
 	}
-	if err := from.do(ctx, "CLUSTER", "SETSLOT", slot, "MIGRATING", target); err != nil {
+	if err := m.source.Do(ctx, "CLUSTER", "SETSLOT", slot, "MIGRATING", m.targetID).Err(); err != nil {
 		return fmt.Errorf("migrating slot %d: %w", slot, err)
 	}
-	if err := from.hand(ctx, slot, to); err != nil {
+	if err := m.keys(ctx, slot); err != nil {
 		return fmt.Errorf("moving the keys of slot %d: %w", slot, err)
 	}
 	// The new owner first: between the two, the slot would else have none.
-	for _, n := range []*Server{to, from} {
-		if err := n.do(ctx, "CLUSTER", "SETSLOT", slot, "NODE", target); err != nil {
+	for _, node := range []*redis.Client{m.target, m.source} {
+		if err := node.Do(ctx, "CLUSTER", "SETSLOT", slot, "NODE", m.targetID).Err(); err != nil {
 			return fmt.Errorf("settling slot %d: %w", slot, err)
 		}
 	}
 	return nil
 }
 
-// hand moves all keys of a slot.
-func (s *Server) hand(ctx context.Context, slot int, to *Server) error {
-	host, port, err := net.SplitHostPort(to.Addr)
+// keys moves all keys of a slot.
+func (m *move) keys(ctx context.Context, slot int) error {
+	host, port, err := net.SplitHostPort(m.to.Addr)
 	if err != nil {
 		return err
 	}
-	client := s.client()
-	defer func() { _ = client.Close() }()
 	for {
-		keys, err := client.ClusterGetKeysInSlot(ctx, slot, 100).Result()
+		keys, err := m.source.ClusterGetKeysInSlot(ctx, slot, 100).Result()
 		if err != nil || len(keys) == 0 {
 			return err
 		}
@@ -208,7 +223,7 @@ func (s *Server) hand(ctx context.Context, slot int, to *Server) error {
 		for _, k := range keys {
 			args = append(args, k)
 		}
-		if err := client.Do(ctx, args...).Err(); err != nil {
+		if err := m.source.Do(ctx, args...).Err(); err != nil {
 			return err
 		}
 	}

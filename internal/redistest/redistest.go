@@ -95,7 +95,10 @@ func (s *Server) Restart() error {
 	if err != nil {
 		return fmt.Errorf("reading the server's address: %w", err)
 	}
-	args := append([]string{"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", s.dir}, s.flags...)
+	return s.start(append([]string{"--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", s.dir}, s.flags...)...)
+}
+
+func (s *Server) start(args ...string) error {
 	s.cmd = exec.Command(binary(), args...) //nolint:gosec,noctx // The caller's choice of server, which lives until it is killed.
 	// A test that is killed takes its server with it.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
