@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -62,7 +61,6 @@ func TestCluster(t *testing.T) {
 		testSpread(t, fresh(t))
 	})
 	t.Run("a refused request is told of all its limits, wherever they are", func(t *testing.T) { testTold(t, fresh(t)) })
-	t.Run("10,000 random policies find each of their calls in one slot", func(t *testing.T) { testSlots(t, fresh(t)) })
 	t.Run("a script that one node has forgotten is sent to it again", func(t *testing.T) {
 		testForgotten(t, cluster, fresh(t))
 	})
@@ -86,10 +84,13 @@ func testSuite(t *testing.T, cluster *redistest.Cluster, client *redis.ClusterCl
 				t.Fatal(err)
 			}
 		}
-		return redisstore.NewClusterOf(client, circuit, func(script string) string {
-			return strings.ReplaceAll(onClock(script), "'clock'", "'{shop/0}clock'")
-		}), advance
+		return redisstore.NewClusterOf(client, circuit, onClockOfSlot), advance
 	})
+}
+
+// onClockOfSlot is [onClock] with a clock for each partition: the key "{shop/0}clock" is that of "{shop/0}".
+func onClockOfSlot(script string) string {
+	return strings.ReplaceAll(onClock(script), "'clock'", "string.match(KEYS[1], '{.-}') .. 'clock'")
 }
 
 // years are those of the calendar.
@@ -185,34 +186,6 @@ func testTold(t *testing.T, store *redisstore.Cluster) {
 	}
 }
 
-func testSlots(t *testing.T, store *redisstore.Cluster) {
-	seed := rand.Uint64()
-	random := rand.New(rand.NewPCG(seed, 0))
-	names := strategy.Names()
-	requests := make(chan []limiter.Hit)
-	var callers sync.WaitGroup
-	for range 32 {
-		callers.Go(func() {
-			for hits := range requests {
-				if _, err := store.Take(t.Context(), hits); err != nil {
-					t.Errorf("seed %d: %v", seed, err)
-				}
-			}
-		})
-	}
-	for i := range 10_000 {
-		var hits []limiter.Hit
-		for j := range 1 + random.IntN(3) {
-			l := limiter.Limit{Algorithm: names[random.IntN(len(names))], Requests: 10, Window: year, Calendar: years, Burst: 10}
-			key := fmt.Sprintf("weir:test:{ns-%d/%d}:%d-%d", random.IntN(3), random.IntN(256), i, j)
-			hits = append(hits, limiter.Hit{Key: key, Limit: l, Cost: 1, Shadow: random.IntN(4) == 0})
-		}
-		requests <- hits
-	}
-	close(requests)
-	callers.Wait()
-}
-
 func testForgotten(t *testing.T, cluster *redistest.Cluster, store *redisstore.Cluster) {
 	l := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 9, Window: year}
 	for want := int64(8); want >= 0; want-- {
@@ -280,7 +253,7 @@ func moveAll(ctx context.Context, cluster *redistest.Cluster, from, to int) erro
 		if slot*3/16384 != from {
 			continue
 		}
-		if err := cluster.Move(ctx, slot, cluster.Masters[from], cluster.Masters[to]); err != nil {
+		if err := cluster.Move(ctx, cluster.Masters[from], cluster.Masters[to], slot); err != nil {
 			return err
 		}
 	}

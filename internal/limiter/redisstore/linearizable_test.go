@@ -39,15 +39,26 @@ const (
 // which the Go twins decide them alike. Those that were given up may have been decided, or not.
 func TestLinearizable(t *testing.T) {
 	server := redistest.Start(t)
-	client := server.Client(t)
+	testLinearizable(t, "", onServer(t, server, redisstore.NewOf(server.Client(t), onClock)))
+}
+
+// TestLinearizableOnACluster has each pair of counters in a partition of its own, all on one shard.
+func TestLinearizableOnACluster(t *testing.T) {
+	testLinearizable(t, " on a cluster", onCluster(t, redistest.StartCluster(t)))
+}
+
+func testLinearizable(t *testing.T, where string, s setting) {
 	names := strategy.Names()
-	asked, givenUp := 0, 0
-	for n := range times(20, 200) {
+	asked, givenUp, ordered := 0, 0, 0
+	histories := times(20, 200)
+	for n := range histories {
 		mix := []limiter.Algorithm{names[n%len(names)], names[(n+n/len(names))%len(names)]}
-		t.Run(fmt.Sprintf("history %d of %s and %s has an order", n, mix[0], mix[1]), func(t *testing.T) {
-			r := newRehearsal(t, server, redisstore.NewOf(client, onClock), mix)
+		t.Run(fmt.Sprintf("history %d of %s and %s%s has an order", n, mix[0], mix[1], where), func(t *testing.T) {
+			r := newRehearsal(t, s, mix)
 			operations := r.run(t)
-			if result := check(operations); result != porcupine.Ok {
+			if result := check(operations); result == porcupine.Ok {
+				ordered++
+			} else {
 				t.Errorf("seed %d: the history is %s", r.seed, result)
 			}
 			asked += len(operations)
@@ -61,7 +72,60 @@ func TestLinearizable(t *testing.T) {
 	if givenUp == 0 || givenUp > asked/20 {
 		t.Errorf("%d of %d requests were given up, not some, and at most 5 per cent", givenUp, asked)
 	}
-	t.Logf("%d of %d requests were given up", givenUp, asked)
+	t.Logf("expected: %d of %d histories have an order; measured: %d, with %d of %d requests given up", histories, histories, ordered, givenUp, asked)
+}
+
+// setting is where a history takes place.
+type setting struct {
+	store limiter.Store
+	// idle says whether no call is under way.
+	idle func() bool
+	// paused is the server that stops now and then.
+	paused *redistest.Server
+	// key names a counter, and set sets the clock of all of them.
+	key func(n int) string
+	set func(ctx context.Context, now int64) error
+	// flush forgets all.
+	flush func(ctx context.Context) error
+}
+
+func onServer(t *testing.T, server *redistest.Server, store *redisstore.Store) setting {
+	t.Helper()
+	client := server.Client(t)
+	return setting{
+		store:  store,
+		idle:   func() bool { return redisstore.Idle(store) },
+		paused: server,
+		key:    func(n int) string { return fmt.Sprint("counter", n) },
+		set:    func(ctx context.Context, now int64) error { return client.Set(ctx, "clock", now, 0).Err() },
+		flush:  func(ctx context.Context) error { return client.FlushAll(ctx).Err() },
+	}
+}
+
+func onCluster(t *testing.T, cluster *redistest.Cluster) setting {
+	t.Helper()
+	client := dial(t, cluster.URL()+patience)
+	store := redisstore.NewClusterOf(client, circuit, onClockOfSlot)
+	var partitions []string
+	for _, hit := range counters(t, cluster, pairs, limiter.Limit{}, 0, slots/3) {
+		_, rest, _ := strings.Cut(hit.Key, "{")
+		name, _, _ := strings.Cut(rest, "}")
+		partitions = append(partitions, "{"+name+"}")
+	}
+	return setting{
+		store:  store,
+		idle:   func() bool { return redisstore.UnderWay(store) == 0 },
+		paused: cluster.Masters[0],
+		key:    func(n int) string { return fmt.Sprint(partitions[n/2], "counter", n) },
+		set: func(ctx context.Context, now int64) error {
+			var err error
+			for _, p := range partitions {
+				err = errors.Join(err, client.Set(ctx, p+"clock", now, 0).Err())
+			}
+			return err
+		},
+		flush: cluster.Flush,
+	}
 }
 
 // TestBrokenHistoriesAreFound says that there is no order where the store is broken.
@@ -81,7 +145,7 @@ func TestBrokenHistoriesAreFound(t *testing.T) {
 	}
 	for name, store := range stores {
 		t.Run(name+" is found", func(t *testing.T) {
-			r := newRehearsal(t, server, store, []limiter.Algorithm{limiter.TokenBucket, limiter.FixedWindow})
+			r := newRehearsal(t, onServer(t, server, store), []limiter.Algorithm{limiter.TokenBucket, limiter.FixedWindow})
 			if result := check(r.run(t)); result != porcupine.Illegal {
 				t.Errorf("seed %d: the history is %s", r.seed, result)
 			}
@@ -111,10 +175,9 @@ type asking struct {
 
 // rehearsal makes a history.
 type rehearsal struct {
+	setting
 	seed   uint64
 	random *rand.Rand
-	server *redistest.Server
-	store  *redisstore.Store
 	// limits are of the counters, two for each pair.
 	limits [2 * pairs]limiter.Limit
 	// order gives the calls and returns their places.
@@ -124,12 +187,12 @@ type rehearsal struct {
 	operations []porcupine.Operation
 }
 
-func newRehearsal(t *testing.T, server *redistest.Server, store *redisstore.Store, mix []limiter.Algorithm) *rehearsal {
+func newRehearsal(t *testing.T, s setting, mix []limiter.Algorithm) *rehearsal {
 	t.Helper()
-	if err := server.Client(t).FlushAll(t.Context()).Err(); err != nil {
+	if err := s.flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	r := &rehearsal{seed: rand.Uint64(), server: server, store: store}
+	r := &rehearsal{setting: s, seed: rand.Uint64()}
 	r.random = rand.New(rand.NewPCG(r.seed, 0))
 	for i := range r.limits {
 		r.limits[i] = limiter.Limit{
@@ -148,10 +211,9 @@ func newRehearsal(t *testing.T, server *redistest.Server, store *redisstore.Stor
 // run gives a history. In the second phase and in the seventh, Redis stops until all clients have given up.
 func (r *rehearsal) run(t *testing.T) []porcupine.Operation {
 	t.Helper()
-	client := r.server.Client(t)
 	now := storetest.Epoch.UnixMicro()
 	for phase := range phases {
-		if err := client.Set(t.Context(), "clock", now, 0).Err(); err != nil {
+		if err := r.set(t.Context(), now); err != nil {
 			t.Fatal(err)
 		}
 		if phase == 1 || phase == 6 {
@@ -167,7 +229,7 @@ func (r *rehearsal) run(t *testing.T) []porcupine.Operation {
 			}
 		})
 		// What was given up can still be under way, and must not see the next phase's clock.
-		for !redisstore.Idle(r.store) {
+		for !r.idle() {
 			runtime.Gosched()
 		}
 		now += r.step(now)
@@ -178,13 +240,13 @@ func (r *rehearsal) run(t *testing.T) []porcupine.Operation {
 // stall has every client give up a request, of which Redis finds some when it goes on.
 func (r *rehearsal) stall(t *testing.T, phase int, now int64) {
 	t.Helper()
-	if err := r.server.Pause(); err != nil {
+	if err := r.paused.Pause(); err != nil {
 		t.Fatal(err)
 	}
 	r.together(func(id int, random *rand.Rand) {
 		r.ask(t, id, 5*time.Millisecond, r.request(random, phase, now))
 	})
-	if err := r.server.Resume(); err != nil {
+	if err := r.paused.Resume(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -206,7 +268,7 @@ func (r *rehearsal) request(random *rand.Rand, phase int, now int64) asking {
 	for i := range 2 {
 		if both || i == one {
 			n := 2*a.pair + i
-			a.hits = append(a.hits, limiter.Hit{Key: fmt.Sprint("counter", n), Limit: r.limits[n], Cost: random.Int64N(4)})
+			a.hits = append(a.hits, limiter.Hit{Key: r.key(n), Limit: r.limits[n], Cost: random.Int64N(4)})
 		}
 	}
 	return a

@@ -5,6 +5,7 @@ package redisstore_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -21,10 +22,11 @@ import (
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/redisstore"
 	"github.com/weir-dev/weir/internal/limiter/storetest"
+	"github.com/weir-dev/weir/internal/redisclient"
 	"github.com/weir-dev/weir/internal/redistest"
 )
 
-// workerEnv makes the test binary a worker: it names the Redis, the algorithm and a seed.
+// workerEnv makes the test binary a worker: it names the Redis, the counter, the algorithm and a seed.
 const workerEnv = "WEIR_TEST_WORKER"
 
 const (
@@ -49,27 +51,54 @@ func TestMain(m *testing.M) {
 func TestExactAcrossProcesses(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client(t)
+	testExactAcrossProcesses(t, "", server.URL(), func(t *testing.T, _ *rand.Rand) string {
+		t.Helper()
+		// On a clock that stands still no window ends, and nothing is filled up.
+		err := client.FlushAll(t.Context()).Err()
+		if err = errors.Join(err, client.Set(t.Context(), "clock", storetest.Epoch.UnixMicro(), 0).Err()); err != nil {
+			t.Fatal(err)
+		}
+		return "shared"
+	})
+}
+
+// TestExactAcrossProcessesOnACluster has the counter of each seed in another partition, and so on any shard.
+func TestExactAcrossProcessesOnACluster(t *testing.T) {
+	cluster := redistest.StartReplicated(t)
+	client := dial(t, cluster.URL()+patience)
+	testExactAcrossProcesses(t, " on a cluster of 6 nodes", cluster.URL(), func(t *testing.T, random *rand.Rand) string {
+		t.Helper()
+		partition := fmt.Sprintf("{shop/%d}", random.IntN(256))
+		err := cluster.Flush(t.Context())
+		if err = errors.Join(err, client.Set(t.Context(), partition+"clock", storetest.Epoch.UnixMicro(), 0).Err()); err != nil {
+			t.Fatal(err)
+		}
+		return partition + "shared"
+	})
+}
+
+// testExactAcrossProcesses has prepare empty the Redis, set its clock and name a counter before each run.
+func testExactAcrossProcesses(t *testing.T, where, url string, prepare func(*testing.T, *rand.Rand) string) {
 	for _, algorithm := range []limiter.Algorithm{limiter.FixedWindow, limiter.TokenBucket} {
-		t.Run(fmt.Sprintf("64 clients of 4 processes are admitted 1,000 times by %s", algorithm), func(t *testing.T) {
-			for range times(3, 50) {
-				if err := client.FlushAll(t.Context()).Err(); err != nil {
-					t.Fatal(err)
-				}
-				// On a clock that stands still no window ends, and nothing is filled up.
-				if err := client.Set(t.Context(), "clock", storetest.Epoch.UnixMicro(), 0).Err(); err != nil {
-					t.Fatal(err)
-				}
+		t.Run(fmt.Sprintf("64 clients of 4 processes are admitted 1,000 times by %s%s", algorithm, where), func(t *testing.T) {
+			seeds, exact := times(3, 50), 0
+			for range seeds {
 				seed := rand.Uint64()
-				if admitted := admittedByAll(t, server, algorithm, seed); admitted != capacity {
+				key := prepare(t, rand.New(rand.NewPCG(seed, 0)))
+				admitted := admittedByAll(t, fmt.Sprintf("%s %s %s", url, key, algorithm), seed)
+				if admitted == capacity {
+					exact++
+				} else {
 					t.Errorf("seed %d: %d were admitted, not %d", seed, admitted, capacity)
 				}
 			}
+			t.Logf("expected: %d of %d seeds exactly %d; measured: %d", seeds, seeds, capacity, exact)
 		})
 	}
 }
 
 // admittedByAll starts the workers, has them begin at once when all are ready, and adds up what they say.
-func admittedByAll(t *testing.T, server *redistest.Server, algorithm limiter.Algorithm, seed uint64) int {
+func admittedByAll(t *testing.T, job string, seed uint64) int {
 	t.Helper()
 	type worker struct {
 		cmd   *exec.Cmd
@@ -81,7 +110,7 @@ func admittedByAll(t *testing.T, server *redistest.Server, algorithm limiter.Alg
 		cmd := exec.CommandContext(t.Context(), os.Args[0])
 		// The race detector would keep every worker for a second longer.
 		cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0",
-			fmt.Sprintf("%s=%s %s %d", workerEnv, server.Addr, algorithm, seed+uint64(n)))
+			fmt.Sprintf("%s=%s %d", workerEnv, job, seed+uint64(n)))
 		cmd.Stderr = os.Stderr
 		in, err := cmd.StdinPipe()
 		if err != nil {
@@ -121,13 +150,16 @@ func admittedByAll(t *testing.T, server *redistest.Server, algorithm limiter.Alg
 // work is what a worker does: it says that it is ready, asks when its input ends, and says how often it was
 // admitted.
 func work(job string, in io.Reader, out io.Writer) error {
-	var address, algorithm string
+	var url, key, algorithm string
 	var seed uint64
-	if _, err := fmt.Sscan(job, &address, &algorithm, &seed); err != nil {
+	if _, err := fmt.Sscan(job, &url, &key, &algorithm, &seed); err != nil {
 		return fmt.Errorf("reading %s: %w", workerEnv, err)
 	}
 	ctx := context.Background() //nolint:forbidigo // A worker is no test.
-	client := redis.NewClient(&redis.Options{Addr: address, MaxRetries: -1, DisableIdentity: true})
+	client, err := redisclient.OpenCounting(url + patience)
+	if err != nil {
+		return err
+	}
 	defer func() { _ = client.Close() }()
 	if err := client.Ping(ctx).Err(); err != nil {
 		return fmt.Errorf("connecting: %w", err)
@@ -136,7 +168,7 @@ func work(job string, in io.Reader, out io.Writer) error {
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return fmt.Errorf("waiting for the start: %w", err)
 	}
-	admitted, err := admittedByWorker(ctx, redisstore.NewOf(client, onClock), limiter.Algorithm(algorithm), seed)
+	admitted, err := admittedByWorker(ctx, storeOf(client), key, limiter.Algorithm(algorithm), seed)
 	if err != nil {
 		return err
 	}
@@ -144,9 +176,17 @@ func work(job string, in io.Reader, out io.Writer) error {
 	return nil
 }
 
+// storeOf gives the store that fits a client, on the clock of the test.
+func storeOf(client redis.UniversalClient) limiter.Store {
+	if c, ok := client.(*redis.ClusterClient); ok {
+		return redisstore.NewClusterOf(c, circuit, onClockOfSlot)
+	}
+	return redisstore.NewOf(client, onClock)
+}
+
 // admittedByWorker has the clients of a worker ask, each as often as the seed has it.
-func admittedByWorker(ctx context.Context, store limiter.Store, algorithm limiter.Algorithm, seed uint64) (int64, error) {
-	hit := limiter.Hit{Key: "shared", Limit: limiter.Limit{Algorithm: algorithm, Requests: capacity, Window: time.Hour, Burst: capacity}, Cost: 1}
+func admittedByWorker(ctx context.Context, store limiter.Store, key string, algorithm limiter.Algorithm, seed uint64) (int64, error) {
+	hit := limiter.Hit{Key: key, Limit: limiter.Limit{Algorithm: algorithm, Requests: capacity, Window: time.Hour, Burst: capacity}, Cost: 1}
 	random := rand.New(rand.NewPCG(seed, 0))
 	var admitted atomic.Int64
 	var all errgroup.Group

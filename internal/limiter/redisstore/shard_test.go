@@ -207,7 +207,7 @@ func TestPipelines(t *testing.T) {
 		meanwhile := func() {
 			slot, err := cluster.Slot(ctx, moved.Key)
 			if err == nil {
-				err = cluster.Move(ctx, slot, cluster.Masters[0], cluster.Masters[1])
+				err = cluster.Move(ctx, cluster.Masters[0], cluster.Masters[1], slot)
 			}
 			if err = errors.Join(err, owner.Set(ctx, spoiled.Key, "\x0a.....x", 0).Err()); err != nil {
 				t.Error(err)
