@@ -93,7 +93,7 @@ func valid(c match.Policy) error {
 		if !ok {
 			return fmt.Errorf("limit %s: there is no algorithm %s", l.Name, l.Limit.Algorithm)
 		}
-		if err := s.Validate(l.Limit); err != nil {
+		if err := s.Validate(&l.Limit); err != nil {
 			return fmt.Errorf("limit %s: %w", l.Name, err)
 		}
 	}
