@@ -139,6 +139,9 @@ func TestAllocations(t *testing.T) {
 			Algorithm: algorithm, Requests: 1e9, Window: time.Second, Burst: 1e9,
 			Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"},
 		}
+		if algorithm == limiter.SlidingWindowLog || algorithm == limiter.Concurrency {
+			l.Requests = 10_000
+		}
 		hits = append(hits, limiter.Hit{Key: string(algorithm), Limit: l, Cost: 1})
 	}
 	allocations := testing.AllocsPerRun(1000, func() {

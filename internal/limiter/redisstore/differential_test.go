@@ -61,6 +61,31 @@ var faults = map[string]struct {
 	"a bucket without an upper bound of costs":           {"cost > most", "cost > 2 * most", limiter.TokenBucket},
 	"a meter that admits what costs more than one":       {"cost < burst and cost or burst", "cost", limiter.LeakyBucketMeter},
 	"a meter that never admits a cost above one":         {"cost > most", "cost > burst", limiter.LeakyBucketMeter},
+	"a log that admits one more":                         {"requests - total) / cost)\n", "requests - total + 1) / cost)\n", limiter.SlidingWindowLog},
+	"a log of a microsecond less":                        {"return element(log, i) < window", "return element(log, i) < window - 1", limiter.SlidingWindowLog},
+	"a log of a microsecond more":                        {"return element(log, i) < window", "return element(log, i) <= window", limiter.SlidingWindowLog},
+	"a log that forgets all but the newest":              {"return log, gone, total", "return log, log.size - 2, total", limiter.SlidingWindowLog},
+	"a log that is never trimmed":                        {"first > 0 or last < log.listed - 1", "last < log.listed - 1", limiter.SlidingWindowLog},
+	"a log that is trimmed of one too many":              {"'LTRIM', key, first, last", "'LTRIM', key, first + 1, last", limiter.SlidingWindowLog},
+	"a log that is charged once for all":                 {"(sum + i * cost) % 65536", "(sum + cost) % 65536", limiter.SlidingWindowLog},
+	"a log that doesn't wait for the clock":              {"if -age > GRACE", "if -age > 0", limiter.SlidingWindowLog},
+	"a log that waits for the clock for ever":            {"if -age > GRACE", "if false", limiter.SlidingWindowLog},
+	"a log whose times step back":                        {"total, now - min(age, 0), false", "total, now, false", limiter.SlidingWindowLog},
+	"a log that forgets when the clock is set back":      {"start(total), 0, total, now, true", "start(1), 0, 1, now, true", limiter.SlidingWindowLog},
+	"a log that tells too short a wait":                  {"65536 >= units", "65536 >= units - 1", limiter.SlidingWindowLog},
+	"a log that doesn't see its own charges":             {"size = size + #others / 8,", "size = (log.listed == 0 and 1 or size) + #others / 8,", limiter.SlidingWindowLog},
+	"a log that is forgotten too soon":                   {"keep(counter, at + window - now)", "keep(counter, 0)", limiter.SlidingWindowLog},
+	"permits of which there is one more":                 {"requests - p.used) / cost", "requests - p.used + 1) / cost", limiter.Concurrency},
+	"permits that last too long":                         {"expires + -expires % tick", "expires + tick", limiter.Concurrency},
+	"permits that expire a microsecond late":             {"if entry and expires > now", "if entry and expires >= now", limiter.Concurrency},
+	"permits that are looked for a microsecond late":     {"p.soonest <= now", "p.soonest < now", limiter.Concurrency},
+	"permits that never expire":                          {"if p.soonest <= now then", "if false then", limiter.Concurrency},
+	"permits that stay when they have expired":           {"swept.changes[id] = false", "local _ = false", limiter.Concurrency},
+	"permits that a set-back clock keeps out":            {"p.seen - now > GRACE", "false", limiter.Concurrency},
+	"permits that a clock takes back that is back a bit": {"p.seen - now > GRACE", "p.seen - now > 0", limiter.Concurrency},
+	"permits whose counter is forgotten too soon":        {"keep(counter, max(0, p.latest - now))", "keep(counter, 0)", limiter.Concurrency},
+	"permits with the ids of earlier ones":               {"max(p.last + 1, now)", "now", limiter.Concurrency},
+	"permits that nobody has asked for":                  {"if entry and id <= p.last then", "if entry then", limiter.Concurrency},
 	"a ring of a slot less":                              {"- each - first", "- each - first + 1", limiter.SlidingWindowRing},
 	"a ring of a slot more":                              {"- each - first", "- each - first - 1", limiter.SlidingWindowRing},
 	"a ring of other slots":                              {"min(60, max(10,", "min(60, max(11,", limiter.SlidingWindowRing},
@@ -344,11 +369,19 @@ func soon(v limiter.Verdict) []int64 {
 func (h *history) request() []limiter.Hit {
 	var hits []limiter.Hit
 	for _, k := range h.random.Perm(len(keys))[:1+h.random.IntN(3)] {
-		l := h.limit
-		l.Algorithm = h.algorithms[h.random.IntN(len(h.algorithms))]
+		l := limitOf(h.algorithms[h.random.IntN(len(h.algorithms))], h.limit)
 		hits = append(hits, limiter.Hit{Key: keys[k], Limit: l, Cost: h.cost(), Shadow: h.random.IntN(4) == 0})
 	}
 	return hits
+}
+
+// limitOf makes a limit one of an algorithm, as far as that goes.
+func limitOf(a limiter.Algorithm, l limiter.Limit) limiter.Limit {
+	l.Algorithm = a
+	if a == limiter.SlidingWindowLog || a == limiter.Concurrency {
+		l.Requests = min(l.Requests, 10_000)
+	}
+	return l
 }
 
 func (h *history) cost() int64 {
@@ -440,13 +473,14 @@ func run(t *testing.T, client *redis.Client, scripts deployed, batches []batch) 
 	t.Helper()
 	var calls []*strategy.Call
 	var replies []*redis.Cmd
-	var values, expiries []*redis.SliceCmd
+	var values []*redis.Cmd
+	var expiries []*redis.SliceCmd
 	_, err := client.Pipelined(t.Context(), func(p redis.Pipeliner) error {
 		for _, b := range batches {
 			c := callOf(b.caller, b.requests)
 			p.Set(t.Context(), "clock", b.now, 0)
 			calls, replies = append(calls, c), append(replies, scripts.run(t.Context(), p, c))
-			values = append(values, p.MGet(t.Context(), keys...))
+			values = append(values, p.EvalSha(t.Context(), scripts.values, keys))
 			expiries = append(expiries, p.MGet(t.Context(), expiryKeys()...))
 		}
 		return nil
@@ -463,7 +497,7 @@ func run(t *testing.T, client *redis.Client, scripts deployed, batches []batch) 
 		}
 		outcomes[i].Verdicts = slices.Concat(verdicts...)
 		for k, key := range keys {
-			if value, ok := values[i].Val()[k].(string); ok {
+			if value := values[i].Val().([]any)[k].(string); value != "" {
 				state, expiry := cut(value)
 				told, _ := strconv.ParseInt(fmt.Sprint(expiries[i].Val()[k]), 10, 64)
 				outcomes[i].States[key], outcomes[i].expiries[key] = state, [2]int64{expiry, told}
@@ -477,7 +511,30 @@ func run(t *testing.T, client *redis.Client, scripts deployed, batches []batch) 
 type deployed struct {
 	batch string
 	one   map[limiter.Algorithm]string
+	// values is of a script that gives what keys hold, with the header before it.
+	values string
 }
+
+const valuesLua = `local values = {}
+for i = 1, #KEYS do
+  local key = KEYS[i]
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'string' then
+    values[i] = redis.call('GET', key)
+  elseif kind == 'list' then
+    values[i] = struct.pack('<BI5', 9, redis.call('GET', key .. ':expires')) .. table.concat(redis.call('LRANGE', key, 0, -1))
+  elseif kind == 'hash' then
+    local fields, entries = redis.call('HGETALL', key), {}
+    for f = 1, #fields, 2 do
+      if fields[f] ~= '' then entries[#entries + 1] = fields[f] .. fields[f + 1] end
+    end
+    table.sort(entries, function(a, b) return struct.unpack('<d', a) < struct.unpack('<d', b) end)
+    values[i] = redis.call('HGET', key, '') .. table.concat(entries)
+  else
+    values[i] = ''
+  end
+end
+return values`
 
 func deploy(t *testing.T, client *redis.Client, change func(script string) string) deployed {
 	t.Helper()
@@ -488,7 +545,12 @@ func deploy(t *testing.T, client *redis.Client, change func(script string) strin
 		}
 		return sha
 	}
-	d := deployed{load(strategy.Script), map[limiter.Algorithm]string{}}
+	d := deployed{batch: load(strategy.Script), one: map[limiter.Algorithm]string{}}
+	sha, err := client.ScriptLoad(t.Context(), valuesLua).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.values = sha
 	for _, a := range strategy.Names() {
 		d.one[a] = load(strategy.One(a))
 	}

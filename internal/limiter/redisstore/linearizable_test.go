@@ -35,8 +35,8 @@ const (
 	hasty = 0.015
 )
 
-// TestLinearizable has clients make requests at once, some of which are given up, and looks for an order in
-// which the Go twins decide them alike. Those that were given up may have been decided, or not.
+// TestLinearizable has clients make requests at once and refund some of what they got. Some of all that is given up.
+// It looks for an order in which the Go twins decide alike. What was given up may have been decided, or not.
 func TestLinearizable(t *testing.T) {
 	server := redistest.Start(t)
 	testLinearizable(t, "", onServer(t, server, redisstore.NewOf(server.Client(t), onClock)))
@@ -171,6 +171,8 @@ type asking struct {
 	// pair is which counters may be hit, and hits those that are.
 	pair int
 	hits []limiter.Hit
+	// refunds is what is given back, if there are no hits.
+	refunds limiter.Charge
 }
 
 // rehearsal makes a history.
@@ -180,6 +182,8 @@ type rehearsal struct {
 	random *rand.Rand
 	// limits are of the counters, two for each pair.
 	limits [2 * pairs]limiter.Limit
+	// held are the charges that each client can give back. A client is alone with its own.
+	held [clients][]limiter.Charge
 	// order gives the calls and returns their places.
 	order atomic.Int64
 
@@ -225,7 +229,7 @@ func (r *rehearsal) run(t *testing.T) []porcupine.Operation {
 				if random.Float64() < hasty {
 					patience = time.Duration(random.IntN(300)) * time.Microsecond
 				}
-				r.ask(t, id, patience, r.request(random, phase, now))
+				r.ask(t, id, patience, r.request(id, random, phase, now))
 			}
 		})
 		// What was given up can still be under way, and must not see the next phase's clock.
@@ -244,7 +248,7 @@ func (r *rehearsal) stall(t *testing.T, phase int, now int64) {
 		t.Fatal(err)
 	}
 	r.together(func(id int, random *rand.Rand) {
-		r.ask(t, id, 5*time.Millisecond, r.request(random, phase, now))
+		r.ask(t, id, 5*time.Millisecond, r.request(id, random, phase, now))
 	})
 	if err := r.paused.Resume(); err != nil {
 		t.Fatal(err)
@@ -261,8 +265,13 @@ func (r *rehearsal) together(act func(id int, random *rand.Rand)) {
 	wg.Wait()
 }
 
-// request makes up a request for one counter of a pair, or for both.
-func (r *rehearsal) request(random *rand.Rand, phase int, now int64) asking {
+// request makes up a request for one counter of a pair, or for both, or a refund.
+func (r *rehearsal) request(id int, random *rand.Rand, phase int, now int64) asking {
+	if held := r.held[id]; len(held) > 0 && random.IntN(5) == 0 {
+		last := held[len(held)-1]
+		r.held[id] = held[:len(held)-1]
+		return asking{phase: phase, now: now, pair: number(last.Hit) / 2, refunds: last}
+	}
 	a := asking{phase: phase, now: now, pair: random.IntN(pairs)}
 	both, one := random.IntN(2) == 0, random.IntN(2)
 	for i := range 2 {
@@ -280,8 +289,13 @@ func (r *rehearsal) ask(t *testing.T, id int, patience time.Duration, a asking) 
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	o := porcupine.Operation{ClientId: id, Input: a, Call: r.order.Add(1)}
-	verdicts, err := r.store.Take(ctx, a.hits)
+	verdicts, err := r.put(ctx, a)
 	o.Output, o.Return = verdicts, r.order.Add(1)
+	if err == nil && admits(verdicts) {
+		for i, h := range a.hits {
+			r.held[id] = append(r.held[id], limiter.Charge{Hit: h, Receipt: verdicts[i].Receipt})
+		}
+	}
 	if err != nil {
 		o.Return = never
 		if !errors.Is(err, context.DeadlineExceeded) {
@@ -291,6 +305,17 @@ func (r *rehearsal) ask(t *testing.T, id int, patience time.Duration, a asking) 
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.operations = append(r.operations, o)
+}
+
+// put asks the store. There are no verdicts on a refund, but not as after an error.
+func (r *rehearsal) put(ctx context.Context, a asking) ([]limiter.Verdict, error) {
+	if len(a.hits) > 0 {
+		return r.store.Take(ctx, a.hits)
+	}
+	if err := r.store.Refund(ctx, []limiter.Charge{a.refunds}); err != nil {
+		return nil, err
+	}
+	return []limiter.Verdict{}, nil
 }
 
 // step is how far the clock goes: half of the time to where a window ends, or beside it, and now and then back.
@@ -337,6 +362,11 @@ type counter struct {
 	state  string
 }
 
+// evaluated makes it a strategy.Counter again. On the clock of the test nothing expires.
+func (c counter) evaluated() *strategy.Counter {
+	return &strategy.Counter{Layout: c.layout, State: []byte(c.state), Expires: math.MaxInt64}
+}
+
 // step decides one request by the Go twins, and says whether that is what it was answered. No verdicts are
 // those of a request that was given up.
 func (s situation) step(a asking, verdicts []limiter.Verdict) (bool, any) {
@@ -345,13 +375,17 @@ func (s situation) step(a asking, verdicts []limiter.Verdict) (bool, any) {
 		return true, s
 	}
 	s.phase = a.phase
+	var e strategy.Evaluator
+	if h := a.refunds.Hit; len(a.hits) == 0 {
+		c := s.counters[place(h)].evaluated()
+		e.Amend(a.now, &h, c, a.refunds.Receipt, false)
+		s.counters[place(h)] = counter{c.Layout, string(c.State)}
+		return true, s
+	}
 	counters := make([]*strategy.Counter, len(a.hits))
 	for i, h := range a.hits {
-		// On this clock nothing expires.
-		held := s.counters[place(h)]
-		counters[i] = &strategy.Counter{Layout: held.layout, State: []byte(held.state), Expires: math.MaxInt64}
+		counters[i] = s.counters[place(h)].evaluated()
 	}
-	var e strategy.Evaluator
 	want := make([]limiter.Verdict, len(a.hits))
 	e.Decide(a.now, a.hits, counters, want)
 	for i, h := range a.hits {
@@ -360,7 +394,7 @@ func (s situation) step(a asking, verdicts []limiter.Verdict) (bool, any) {
 	return verdicts == nil || slices.Equal(want, verdicts), s
 }
 
-// place is where in its pair the counter of a hit is.
-func place(h limiter.Hit) int {
-	return int(h.Key[len(h.Key)-1]-'0') % 2
-}
+// number is which of all counters a hit is on, and place which of its pair.
+func number(h limiter.Hit) int { return int(h.Key[len(h.Key)-1] - '0') }
+
+func place(h limiter.Hit) int { return number(h) % 2 }

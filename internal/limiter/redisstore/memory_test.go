@@ -20,6 +20,9 @@ func TestMemory(t *testing.T) {
 	const key = "weir:0f8fad5b-d9cb-469f-a165-70867728950e:{shop/255}:XYPZdkfqeOZH4NLchKEyhg"
 	most := map[limiter.Algorithm]int64{limiter.SlidingWindowRing: 512}
 	for _, algorithm := range strategy.Names() {
+		if algorithm == limiter.SlidingWindowLog || algorithm == limiter.Concurrency {
+			continue // They take as much as is in them.
+		}
 		want := int64(256)
 		if n, ok := most[algorithm]; ok {
 			want = n
@@ -64,4 +67,31 @@ func TestMemory(t *testing.T) {
 			t.Errorf("it takes %d bytes", got)
 		}
 	})
+}
+
+// TestLogMemory holds for logs that were full before, so that some of it has left.
+func TestLogMemory(t *testing.T) {
+	client := redistest.Start(t).Client(t)
+	store, ctx := redisstore.NewOf(client, onClock), t.Context()
+	for _, requests := range []int64{1, 10, 100, 1000, 10_000} {
+		t.Run(fmt.Sprint("a log of ", requests, " takes at most 11 bytes of Redis for each, and 256"), func(t *testing.T) {
+			key := "weir:0f8fad5b-d9cb-469f-a165-70867728950e:{shop/255}:XYPZdkfqeOZH4NLchKEyhg"
+			client.Del(ctx, key)
+			hit := limiter.Hit{Key: key, Limit: limiter.Limit{Algorithm: limiter.SlidingWindowLog, Requests: requests, Window: time.Hour}, Cost: 1}
+			for step := range 2 * requests {
+				client.Set(ctx, "clock", storetest.Epoch.UnixMicro()+step*hit.Limit.Window.Microseconds()/requests, 0)
+				if v := take(t, store, hit); !v.Allowed {
+					t.Fatalf("request %d got %+v", step, v)
+				}
+			}
+			client.Expire(ctx, key, time.Hour)
+			got, err := client.MemoryUsage(ctx, key, 0).Result()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := 11*requests + 256; got > want {
+				t.Errorf("it takes %d bytes, more than %d", got, want)
+			}
+		})
+	}
 }

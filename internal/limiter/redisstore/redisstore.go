@@ -83,7 +83,7 @@ func (s *Store) Refund(ctx context.Context, charges []limiter.Charge) error {
 
 // Renew implements [limiter.Store]. It rides with what others take.
 func (s *Store) Renew(ctx context.Context, charges []limiter.Charge) error {
-	return s.amend(ctx, charges, true)
+	return s.amend(ctx, strategy.Renewable(charges), true)
 }
 
 func (s *Store) amend(ctx context.Context, charges []limiter.Charge, renew bool) error {

@@ -48,10 +48,14 @@ local redis = {call = function(command, key, ...)
     expire(key, ttl)
     return real.call('SET', key, state)
   elseif command == 'EXPIRE' then
-    return expire(key, (...))
+    local ttl, greater = ...
+    local expires = greater and tonumber(real.call('GET', key .. ':expires')) or 0
+    return time() + ttl > expires and expire(key, ttl)
+  elseif command == 'DEL' then
+    return real.call('DEL', key, key .. ':expires')
   end
   return real.call(command, key, ...)
-end}
+end, pcall = redis.pcall}
 ` + script
 }
 
@@ -123,6 +127,28 @@ func TestOnRedisClock(t *testing.T) {
 			t.Errorf("the counter expires at %s, not from %s to %s", at, first, last)
 		}
 	})
+	for _, algorithm := range []limiter.Algorithm{limiter.SlidingWindowLog, limiter.Concurrency} {
+		t.Run(fmt.Sprint("a counter of ", algorithm, " expires a window after the last request, or up to three minutes later"), func(t *testing.T) {
+			hit := limiter.Hit{Key: "expires-" + string(algorithm), Cost: 1}
+			hit.Limit = limiter.Limit{Algorithm: algorithm, Requests: 100, Window: time.Hour}
+			take(t, store, hit)
+			take(t, store, hit)
+			before := serverTime(t, client)
+			// Another script decides a batch.
+			if remaining, errs := redisstore.Decide(store, batchOf(hit, 3)); remaining[2] != 95 {
+				t.Errorf("%d remain, not 95: %v", remaining[2], errs)
+			}
+			after := serverTime(t, client)
+			expires, err := client.PExpireTime(t.Context(), hit.Key).Result()
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := time.UnixMilli(expires.Milliseconds())
+			if first, last := before.Add(time.Hour), after.Add(time.Hour+3*time.Minute); at.Before(first) || at.After(last) {
+				t.Errorf("it expires at %s, not from %s to %s", at, first, last)
+			}
+		})
+	}
 	t.Run("a denied request writes nothing", func(t *testing.T) {
 		hit := limiter.Hit{Key: "denied", Limit: window, Cost: 4}
 		if v := take(t, store, hit); v.Allowed {

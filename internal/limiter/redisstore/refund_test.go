@@ -17,7 +17,7 @@ import (
 	"github.com/weir-dev/weir/internal/redistest"
 )
 
-// TestRefundsAlike runs random charges and refunds through the script in Redis and through the Go.
+// TestRefundsAlike runs random charges, refunds and renewals through the script in Redis and through the Go.
 func TestRefundsAlike(t *testing.T) {
 	client := redistest.Start(t).Client(t)
 	for _, algorithm := range strategy.Names() {
@@ -56,6 +56,21 @@ var refundFaults = map[string]struct {
 	"a queue that gives holes that are too late":        {"read('<d', holes, used + 1) <= latest", "true", limiter.LeakyBucketQueue},
 	"a queue that gives holes to large costs":           {"if cost == 1 then\n      while", "if true then\n      while", limiter.LeakyBucketQueue},
 	"a queue that tells no holes":                       {"true, header .. holes", "true", limiter.LeakyBucketQueue},
+	"a log that refunds another cost":                   {"== receipt and (sum - before) % 65536 == cost", "== receipt", limiter.SlidingWindowLog},
+	"a log that refunds what was taken since":           {"now - age == receipt and (sum", "now - age >= receipt and (sum", limiter.SlidingWindowLog},
+	"a log that refunds what has left":                  {"age >= window or now - age < receipt", "now - age < receipt", limiter.SlidingWindowLog},
+	"a log that refunds its newest only":                {"max(log.from + 1, last - 256)", "last", limiter.SlidingWindowLog},
+	"a log that keeps the sums":                         {"(parts[i] - cost) % 65536", "parts[i]", limiter.SlidingWindowLog},
+	"a log that keeps the elements":                     {"min(log.held, b), others", "min(log.held, b + 1), others", limiter.SlidingWindowLog},
+	"a log that forgets a time":                         {"i % 7 * 8 + 9)", "i % 7 * 8 + 1, -9)", limiter.SlidingWindowLog},
+	"permits that stay out":                             {"p.used - cost", "p.used", limiter.Concurrency},
+	"permits that come back twice":                      {"p.changes[id], p.used = false, p.used - cost", "p.used = p.used - cost", limiter.Concurrency},
+	"permits that are given back when they are renewed": {"if renew then", "if false then", limiter.Concurrency},
+	"permits that expire though they are renewed":       {"min(p.soonest, expires), max(p.latest, expires)\nend\n\nreturn", "p.soonest, p.latest\nend\n\nreturn", limiter.Concurrency},
+	"permits that are renewed after they have expired":  {"if p.soonest <= now then", "if false then", limiter.Concurrency},
+	"permits that nobody cleans up":                     {"p.soonest, p.latest = LONGEST, 0 end", "p.soonest = LONGEST end", limiter.Concurrency},
+	"permits with the ids of earlier ones":              {"max(p.last + 1, now)", "now", limiter.Concurrency},
+	"a set-back clock that permits don't know of":       {"expires = expires - back", "expires = expires", limiter.Concurrency},
 }
 
 // TestBrokenRefundsAreFound says that the comparison would find an error.
@@ -74,7 +89,7 @@ func TestBrokenRefundsAreFound(t *testing.T) {
 	}
 }
 
-// ledger charges a counter, and a window beside it now and then, on both sides, and refunds.
+// ledger charges a counter, and a window beside it now and then, on both sides, refunds and renews.
 type ledger struct {
 	t        *testing.T
 	history  *history
@@ -114,7 +129,7 @@ func (l *ledger) diff(steps int) string {
 		}
 		var err error
 		if len(l.charges) > 0 && h.random.IntN(3) == 0 {
-			err = l.refund()
+			err = l.amend()
 		} else {
 			err = l.take()
 		}
@@ -164,8 +179,7 @@ func (l *ledger) take() error {
 
 func (l *ledger) hits() []limiter.Hit {
 	h := l.history
-	limit, window := h.limit, h.limit
-	limit.Algorithm, window.Algorithm = h.algorithms[0], limiter.FixedWindow
+	limit, window := limitOf(h.algorithms[0], h.limit), limitOf(limiter.FixedWindow, h.limit)
 	hits := []limiter.Hit{{Key: "a", Limit: limit, Cost: h.cost()}}
 	if h.random.IntN(4) == 0 {
 		hits = append(hits, limiter.Hit{Key: "b", Limit: window, Cost: 1})
@@ -191,35 +205,49 @@ func (l *ledger) decide(hits []limiter.Hit) []limiter.Verdict {
 	return verdicts
 }
 
-// refund refunds any charge: most often one of the last ones, but an old one too.
-func (l *ledger) refund() error {
+// amend refunds any charge, or renews it: most often one of the last ones, but an old one too.
+func (l *ledger) amend() error {
 	few := len(l.charges)
 	if l.history.random.IntN(5) > 0 {
 		few = min(few, 8)
 	}
 	i := len(l.charges) - 1 - l.history.random.IntN(few)
 	c := l.charges[i]
-	l.charges = append(l.charges[:i], l.charges[i+1:]...)
-	l.history.evaluator.Amend(l.history.now, &c.Hit, l.counters[c.Hit.Key], c.Receipt, false)
-	_, err := l.call(strategy.Request{Hits: []limiter.Hit{c.Hit}, Receipts: []int64{c.Receipt}})
+	renew := c.Hit.Limit.Algorithm == limiter.Concurrency && l.history.random.IntN(2) == 0
+	if !renew {
+		l.charges = append(l.charges[:i], l.charges[i+1:]...)
+	}
+	l.amendInGo(c, renew)
+	_, err := l.call(strategy.Request{Hits: []limiter.Hit{c.Hit}, Receipts: []int64{c.Receipt}, Renew: renew})
 	return err
+}
+
+// amendInGo takes no notice of what has expired, as Redis doesn't on this clock.
+func (l *ledger) amendInGo(c limiter.Charge, renew bool) {
+	counter, now := l.counters[c.Hit.Key], l.history.now
+	// For as long as it lives at least, it does after it.
+	counter.Expires = now + 1
+	l.history.evaluator.Amend(now, &c.Hit, counter, c.Receipt, renew)
+	if counter.Expires == now+1 {
+		counter.Expires = math.MaxInt64
+	}
 }
 
 // compare gives how the counters differ. Neither forgets: what is long past must be refunded to nobody.
 func (l *ledger) compare() string {
-	held, err := l.client.MGet(l.t.Context(), "a", "b").Result()
+	held, err := l.client.EvalSha(l.t.Context(), l.scripts.values, []string{"a", "b"}).StringSlice()
 	if err != nil {
 		return err.Error()
 	}
 	return l.differ("a", held[0]) + l.differ("b", held[1])
 }
 
-func (l *ledger) differ(key string, value any) string {
+func (l *ledger) differ(key, value string) string {
 	c := l.counters[key]
-	if value == nil {
+	if value == "" {
 		return cmp.Diff("", string(c.State))
 	}
-	state, expiry := cut(fmt.Sprint(value))
+	state, expiry := cut(value)
 	if c.Expires != math.MaxInt64 {
 		if expiry*1_000_000 < c.Expires {
 			return fmt.Sprintf("%s counts until %d us, and expires at %d s", key, c.Expires, expiry)

@@ -30,12 +30,14 @@ var (
 	window      = limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 3, Window: time.Minute}
 	calendar    = limiter.Limit{Algorithm: limiter.CalendarWindow, Requests: 3, Calendar: limiter.Calendar{Unit: limiter.Day, TimeZone: "Europe/Berlin"}}
 	ring        = limiter.Limit{Algorithm: limiter.SlidingWindowRing, Requests: 3, Window: time.Minute}
+	exact       = limiter.Limit{Algorithm: limiter.SlidingWindowLog, Requests: 3, Window: time.Minute}
 	approximate = limiter.Limit{Algorithm: limiter.SlidingWindowApproximate, Requests: 3, Window: time.Minute}
 	meter       = limiter.Limit{Algorithm: limiter.LeakyBucketMeter, Requests: 10, Window: time.Minute}
 	queue       = limiter.Limit{Algorithm: limiter.LeakyBucketQueue, Requests: 10, Window: time.Minute, MaxDelay: 20 * time.Second}
+	permits     = limiter.Limit{Algorithm: limiter.Concurrency, Requests: 3, Window: time.Minute}
 
 	// threes are the limits that admit 3 at once.
-	threes = []limiter.Limit{bucket, window, ring, approximate}
+	threes = []limiter.Limit{bucket, window, ring, exact, approximate}
 )
 
 // Run runs the suite.
@@ -60,9 +62,12 @@ func Run(t *testing.T, start Start) {
 	})
 	runCalendar(t, start)
 	runSliding(t, start)
+	runLog(t, start)
 	runMeter(t, start)
 	runQueue(t, start)
 	runLeaving(t, start)
+	runPermits(t, start)
+	runRefunds(t, start)
 	t.Run("a lowered burst cuts the level and a raised one gives nothing", func(t *testing.T) {
 		store, _ := start(t)
 		low, high := bucket, bucket
@@ -222,6 +227,8 @@ func runSliding(t *testing.T, start Start) {
 				wantAllowed(t, store, hit("a", other), 0, true, 3)
 			}
 		})
+	}
+	for _, l := range []limiter.Limit{ring, exact, approximate} {
 		t.Run(fmt.Sprint(l.Algorithm, " can use a raised limit at once, and holds a lowered one"), func(t *testing.T) {
 			store, _ := start(t)
 			low, high := l, l
@@ -229,6 +236,235 @@ func runSliding(t *testing.T, start Start) {
 			wantAllowed(t, store, hit("a", l), 3, true, 0)
 			wantAllowed(t, store, hit("a", low), 1, false, 0)
 			wantAllowed(t, store, hit("a", high), 2, true, 0)
+		})
+	}
+}
+
+// runLog is about a window that slides and knows when what was taken.
+func runLog(t *testing.T, start Start) {
+	t.Run("a log says what remains and how long to wait", func(t *testing.T) {
+		store, advance := start(t)
+		check(t, store, requests(4, hit("a", exact)), []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: time.Minute},
+			{Allowed: true, Remaining: 1, ResetAfter: time.Minute},
+			{Allowed: true, Remaining: 0, ResetAfter: time.Minute},
+			{Allowed: false, Remaining: 0, RetryAfter: time.Minute, ResetAfter: time.Minute},
+		})
+		advance(time.Minute - time.Microsecond)
+		wantAllowed(t, store, hit("a", exact), 1, false, 0)
+		advance(time.Microsecond)
+		wantAllowed(t, store, hit("a", exact), 1, true, 2)
+	})
+	t.Run("a log gives back request by request what was taken", func(t *testing.T) {
+		store, advance := start(t)
+		wantAllowed(t, store, hit("a", exact), 1, true, 2)
+		advance(10 * time.Second)
+		wantAllowed(t, store, hit("a", exact), 1, true, 1)
+		advance(10 * time.Second)
+		wantAllowed(t, store, hit("a", exact), 1, true, 0)
+		costs := requests(3, hit("a", exact))
+		costs[1].Cost, costs[2].Cost = 2, 3
+		check(t, store, costs, []limiter.Verdict{
+			{Allowed: false, Remaining: 0, RetryAfter: 40 * time.Second, ResetAfter: 40 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 50 * time.Second, ResetAfter: 40 * time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 60 * time.Second, ResetAfter: 40 * time.Second},
+		})
+		advance(50 * time.Second)
+		wantAllowed(t, store, hit("a", exact), 2, true, 0)
+	})
+	t.Run("a log has no end", func(t *testing.T) {
+		store, advance := start(t)
+		large := exact
+		large.Requests = 10_000
+		wantAllowed(t, store, hit("a", large), 3000, true, 7000)
+		advance(20 * time.Second)
+		wantAllowed(t, store, hit("a", large), 3000, true, 4000)
+		for range 100 {
+			advance(20 * time.Second)
+			wantAllowed(t, store, hit("a", large), 3000, true, 1000)
+			wantAllowed(t, store, hit("a", large), 1001, false, 1000)
+		}
+	})
+	t.Run("a log of a shorter window counts what is in that, and of a longer one what has not left the shorter", func(t *testing.T) {
+		store, advance := start(t)
+		short := exact
+		short.Window = 10 * time.Second
+		wantAllowed(t, store, hit("a", exact), 2, true, 1)
+		advance(10 * time.Second)
+		wantAllowed(t, store, hit("a", short), 0, true, 3)
+		wantAllowed(t, store, hit("a", exact), 0, true, 1)
+		wantAllowed(t, store, hit("a", short), 1, true, 2)
+		wantAllowed(t, store, hit("a", exact), 0, true, 2)
+	})
+}
+
+// runPermits is about limits of how many requests are under way at a time.
+func runPermits(t *testing.T, start Start) {
+	// lasts is after how long a permit is back for sure that nobody renews.
+	const lasts = time.Minute + time.Minute/64
+	t.Run("permits say what remains, and to try again in a second", func(t *testing.T) {
+		store, _ := start(t)
+		check(t, store, requests(4, hit("a", permits)), []limiter.Verdict{
+			{Allowed: true, Remaining: 2, ResetAfter: time.Second},
+			{Allowed: true, Remaining: 1, ResetAfter: time.Second},
+			{Allowed: true, Remaining: 0, ResetAfter: time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: time.Second, ResetAfter: time.Second},
+		})
+	})
+	t.Run("a permit is out until it is given back, and can be given back once", func(t *testing.T) {
+		store, advance := start(t)
+		first := charge(t, store, hit("a", permits))
+		wantAllowed(t, store, hit("a", permits), 2, true, 0)
+		advance(time.Minute - time.Microsecond)
+		wantAllowed(t, store, hit("a", permits), 1, false, 0)
+		for range 2 {
+			refund(t, store, first)
+			wantAllowed(t, store, hit("a", permits), 0, true, 1)
+		}
+		wantAllowed(t, store, hit("a", permits), 1, true, 0)
+	})
+	t.Run("a permit that nobody renews comes back by itself", func(t *testing.T) {
+		store, advance := start(t)
+		charge(t, store, hit("a", permits))
+		advance(30 * time.Second)
+		wantAllowed(t, store, hit("a", permits), 2, true, 0)
+		advance(lasts - 30*time.Second)
+		wantAllowed(t, store, hit("a", permits), 1, true, 0)
+		advance(lasts)
+		wantAllowed(t, store, hit("a", permits), 3, true, 0)
+	})
+	t.Run("a renewed permit lasts for another window", func(t *testing.T) {
+		store, advance := start(t)
+		first, second := charge(t, store, hit("a", permits)), charge(t, store, hit("a", permits))
+		for range 5 {
+			advance(time.Minute - time.Microsecond)
+			renew(t, store, first)
+		}
+		wantAllowed(t, store, hit("a", permits), 0, true, 2)
+		renew(t, store, second)
+		wantAllowed(t, store, hit("a", permits), 0, true, 2)
+		advance(lasts)
+		wantAllowed(t, store, hit("a", permits), 0, true, 3)
+	})
+	t.Run("a permit that has expired is not renewed, and gives nothing back", func(t *testing.T) {
+		store, advance := start(t)
+		old := charge(t, store, hit("a", permits))
+		advance(lasts)
+		wantAllowed(t, store, hit("a", permits), 3, true, 0)
+		renew(t, store, old)
+		refund(t, store, old)
+		wantAllowed(t, store, hit("a", permits), 1, false, 0)
+	})
+	t.Run("permits of one call are given back and renewed together", func(t *testing.T) {
+		store, advance := start(t)
+		a, b, other := charge(t, store, hit("a", permits)), charge(t, store, hit("a", permits)), charge(t, store, hit("b", permits))
+		advance(time.Minute - time.Microsecond)
+		renew(t, store, a, b, other)
+		advance(time.Minute - time.Microsecond)
+		wantAllowed(t, store, hit("a", permits), 0, true, 1)
+		refund(t, store, a, b, other)
+		wantAllowed(t, store, hit("a", permits), 3, true, 0)
+		wantAllowed(t, store, hit("b", permits), 3, true, 0)
+	})
+	t.Run("a cost takes as many permits, which come back together", func(t *testing.T) {
+		store, _ := start(t)
+		h := hit("a", permits)
+		h.Cost = 2
+		two := charge(t, store, h)
+		wantAllowed(t, store, hit("a", permits), 2, false, 1)
+		wantAllowed(t, store, hit("a", permits), 1, true, 0)
+		refund(t, store, two)
+		wantAllowed(t, store, hit("a", permits), 2, true, 0)
+	})
+	t.Run("a cost of 0 takes no permit, and one above all that there are never fits", func(t *testing.T) {
+		store, _ := start(t)
+		costs := requests(2, hit("a", permits))
+		costs[0].Cost, costs[1].Cost = 0, 4
+		check(t, store, costs, []limiter.Verdict{
+			{Allowed: true, Remaining: 3, ResetAfter: time.Second},
+			{Allowed: false, Remaining: 3, RetryAfter: limiter.Never, ResetAfter: time.Second},
+		})
+	})
+	t.Run("a raised limit has more permits at once, and a lowered one gives none until fewer are out", func(t *testing.T) {
+		store, _ := start(t)
+		low, high := permits, permits
+		low.Requests, high.Requests = 1, 4
+		first, second := charge(t, store, hit("a", permits)), charge(t, store, hit("a", permits))
+		wantAllowed(t, store, hit("a", high), 2, true, 0)
+		third := charge(t, store, hit("b", permits))
+		wantAllowed(t, store, hit("b", low), 1, false, 0)
+		refund(t, store, first, second, third)
+		wantAllowed(t, store, hit("a", high), 0, true, 2)
+		wantAllowed(t, store, hit("b", low), 1, true, 0)
+	})
+	t.Run("a clock that is set back gives no permits and keeps none for long", func(t *testing.T) {
+		store, advance := start(t)
+		first := charge(t, store, hit("a", permits))
+		wantAllowed(t, store, hit("a", permits), 2, true, 0)
+		advance(-time.Hour)
+		wantAllowed(t, store, hit("a", permits), 1, false, 0)
+		refund(t, store, first)
+		wantAllowed(t, store, hit("a", permits), 1, true, 0)
+		advance(lasts)
+		wantAllowed(t, store, hit("a", permits), 3, true, 0)
+	})
+	t.Run("50 callers at once get as many permits as there are", func(t *testing.T) {
+		store, _ := start(t)
+		many := permits
+		many.Requests = 100
+		if got := admitted(t, store, 50, 10, []limiter.Hit{hit("a", many)}); got != 100 {
+			t.Errorf("%d requests were admitted, not 100", got)
+		}
+	})
+	t.Run("50 callers at once who give back what they got leave nothing out", func(t *testing.T) {
+		store, _ := start(t)
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				for range 10 {
+					h := hit("a", permits)
+					verdicts, err := store.Take(t.Context(), []limiter.Hit{h})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if verdicts[0].Allowed {
+						refund(t, store, limiter.Charge{Hit: h, Receipt: verdicts[0].Receipt})
+					}
+				}
+			})
+		}
+		wg.Wait()
+		wantAllowed(t, store, hit("a", permits), 3, true, 0)
+	})
+	t.Run("a permit is not taken for a request that another limit refuses", func(t *testing.T) {
+		store, _ := start(t)
+		takeAll(t, store, hit("b", window))
+		want := []limiter.Verdict{
+			{Allowed: true, Remaining: 3, ResetAfter: time.Second},
+			{Allowed: false, Remaining: 0, RetryAfter: 45 * time.Second, ResetAfter: 45 * time.Second},
+		}
+		if diff := cmp.Diff(want, take(t, store, hit("a", permits), hit("b", window))); diff != "" {
+			t.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+		wantAllowed(t, store, hit("a", permits), 3, true, 0)
+	})
+}
+
+// runRefunds is about what is given back to limits whose capacity is 3.
+func runRefunds(t *testing.T, start Start) {
+	for _, l := range threes {
+		t.Run(fmt.Sprint(l.Algorithm, " can give again what was given back"), func(t *testing.T) {
+			store, _ := start(t)
+			first := charge(t, store, hit("a", l))
+			wantAllowed(t, store, hit("a", l), 2, true, 0)
+			refund(t, store, first)
+			wantAllowed(t, store, hit("a", l), 1, true, 0)
+		})
+		t.Run(fmt.Sprint(l.Algorithm, " is not changed by being renewed"), func(t *testing.T) {
+			store, _ := start(t)
+			renew(t, store, charge(t, store, hit("a", l)))
+			wantAllowed(t, store, hit("a", l), 0, true, 2)
 		})
 	}
 }
@@ -410,7 +646,7 @@ func runLeaving(t *testing.T, start Start) {
 	turn := 6 * time.Second
 	t.Run("the last one in a queue that leaves lets the next one have its slot", func(t *testing.T) {
 		store, _ := start(t)
-		charged := charge(t, store, requests(3, hit("a", queue)))
+		charged := chargeAll(t, store, requests(3, hit("a", queue)))
 		refund(t, store, charged[2])
 		two := hit("a", queue)
 		two.Cost = 2
@@ -418,7 +654,7 @@ func runLeaving(t *testing.T, start Start) {
 	})
 	t.Run("the slot of another that leaves is for one of no higher cost, and for one alone", func(t *testing.T) {
 		store, _ := start(t)
-		charged := charge(t, store, requests(3, hit("a", queue)))
+		charged := chargeAll(t, store, requests(3, hit("a", queue)))
 		refund(t, store, charged[1])
 		two := hit("a", queue)
 		two.Cost = 2
@@ -427,38 +663,27 @@ func runLeaving(t *testing.T, start Start) {
 	})
 	t.Run("a queue that all leave is as new", func(t *testing.T) {
 		store, _ := start(t)
-		charged := charge(t, store, requests(4, hit("a", queue)))
+		charged := chargeAll(t, store, requests(4, hit("a", queue)))
 		refund(t, store, charged[1], charged[3], charged[0], charged[2])
 		wantWaits(t, store, requests(4, hit("a", queue)), 0, turn, 2*turn, 3*turn)
 	})
 	t.Run("who leaves after its turn gives nothing back", func(t *testing.T) {
 		store, advance := start(t)
-		charged := charge(t, store, requests(3, hit("a", queue)))
+		charged := chargeAll(t, store, requests(3, hit("a", queue)))
 		advance(turn + time.Second)
 		refund(t, store, charged[1])
 		wantWaits(t, store, requests(1, hit("a", queue)), 2*turn-time.Second)
 	})
 }
 
-// charge has requests admitted, one after the other.
-func charge(t *testing.T, store limiter.Store, hits []limiter.Hit) []limiter.Charge {
+// chargeAll charges one hit after the other.
+func chargeAll(t *testing.T, store limiter.Store, hits []limiter.Hit) []limiter.Charge {
 	t.Helper()
 	var charged []limiter.Charge
 	for _, h := range hits {
-		v, err := store.Take(t.Context(), []limiter.Hit{h})
-		if err != nil || !v[0].Allowed {
-			t.Fatalf("got %+v, %v", v, err)
-		}
-		charged = append(charged, limiter.Charge{Hit: h, Receipt: v[0].Receipt})
+		charged = append(charged, charge(t, store, h))
 	}
 	return charged
-}
-
-func refund(t *testing.T, store limiter.Store, charges ...limiter.Charge) {
-	t.Helper()
-	if err := store.Refund(t.Context(), charges); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // wantWaits has requests admitted, one after the other, of which each has to wait so long.
@@ -728,6 +953,33 @@ func take(t *testing.T, store limiter.Store, hits ...limiter.Hit) []limiter.Verd
 		verdicts[i].Receipt = 0 // What is in it is the store's own business.
 	}
 	return verdicts
+}
+
+// charge takes one of a limit, and gives what refunds it.
+func charge(t *testing.T, store limiter.Store, h limiter.Hit) limiter.Charge {
+	t.Helper()
+	verdicts, err := store.Take(t.Context(), []limiter.Hit{h})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !verdicts[0].Allowed {
+		t.Fatalf("the charge got %+v", verdicts[0])
+	}
+	return limiter.Charge{Hit: h, Receipt: verdicts[0].Receipt}
+}
+
+func refund(t *testing.T, store limiter.Store, charges ...limiter.Charge) {
+	t.Helper()
+	if err := store.Refund(t.Context(), charges); err != nil {
+		t.Error(err)
+	}
+}
+
+func renew(t *testing.T, store limiter.Store, charges ...limiter.Charge) {
+	t.Helper()
+	if err := store.Renew(t.Context(), charges); err != nil {
+		t.Error(err)
+	}
 }
 
 // takeAll leaves nothing of a limit whose capacity is 3.

@@ -134,6 +134,20 @@ func TestVerdicts(t *testing.T) {
 			t.Errorf("verdicts (-want +got):\n%s", diff)
 		}
 	})
+	for _, algorithm := range strategy.Names() {
+		t.Run("a reply that says nothing of a counter is told as if nothing was taken from it: "+string(algorithm), func(t *testing.T) {
+			h := limiter.Hit{Key: "a", Limit: limiter.Limit{Algorithm: algorithm, Requests: 5, Window: time.Minute, Burst: 5}, Cost: 1}
+			h.Limit.Calendar = limiter.Calendar{Unit: limiter.Day, TimeZone: "UTC"}
+			got, err := callOf(epoch, take(h)).Verdicts([]any{epoch, int64(0), ""})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := peek(strategy.Counter{}, epoch, h.Limit, 0).Remaining
+			if got[0][0].Remaining != want {
+				t.Errorf("%d remain, not %d", got[0][0].Remaining, want)
+			}
+		})
+	}
 	t.Run("a reply of one number is the time that the call should have been for", func(t *testing.T) {
 		_, err := callOf(epoch, take(hit)).Verdicts([]any{epoch + 1})
 		var stale *strategy.StaleError

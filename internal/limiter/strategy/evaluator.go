@@ -113,7 +113,10 @@ func (e *Evaluator) Amend(now int64, h *limiter.Hit, c *Counter, receipt int64, 
 	}
 	e.taking.reset()
 	s.Amend(&e.taking, state, now, &h.Limit, Charge{Cost: costOf(h), Receipt: receipt, Renew: renew})
+	expires := c.Expires
 	c.keep(s, now, &e.taking)
+	// What was taken under another limit since can count for longer.
+	c.Expires = max(c.Expires, expires)
 }
 
 // costOf bounds a cost. What is above the capacity never fits, by however much, and Lua can't tell all of it apart.

@@ -31,10 +31,10 @@ local function keep(counter, ttl)
   return expiries[counter]
 end
 
--- Writes the new state of a counter.
+-- Writes the new state of a counter. One that is no string knows how.
 local function save(counter, state)
   if type(state) == 'table' then
-    state.save(KEYS[counter], expiries[counter] - second)
+    state:save(counter)
   elseif extended[counter] then
     call('SETEX', KEYS[counter], expiries[counter] - second, state)
   else

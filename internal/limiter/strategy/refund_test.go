@@ -91,6 +91,8 @@ func TestRefundsKeepBounds(t *testing.T) {
 			}
 		},
 		limiter.SlidingWindowRing:        mostKept(1),
+		limiter.SlidingWindowLog:         mostKept(1),
+		limiter.Concurrency:              mostKept(1), // What nobody gives back is out for a window at least.
 		limiter.SlidingWindowApproximate: mostKept(2),
 		limiter.LeakyBucketMeter: func(rt *rapid.T, l limiter.Limit, loans []*loan) {
 			charges, _ := kept(loans)

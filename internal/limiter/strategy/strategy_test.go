@@ -147,8 +147,8 @@ func TestFixedWindowBound(t *testing.T) {
 func TestNames(t *testing.T) {
 	t.Run("every algorithm has a strategy", func(t *testing.T) {
 		want := []limiter.Algorithm{
-			limiter.CalendarWindow, limiter.FixedWindow, limiter.LeakyBucketMeter, limiter.LeakyBucketQueue,
-			limiter.SlidingWindowApproximate, limiter.SlidingWindowRing, limiter.TokenBucket,
+			limiter.CalendarWindow, limiter.Concurrency, limiter.FixedWindow, limiter.LeakyBucketMeter, limiter.LeakyBucketQueue,
+			limiter.SlidingWindowApproximate, limiter.SlidingWindowLog, limiter.SlidingWindowRing, limiter.TokenBucket,
 		}
 		if diff := cmp.Diff(want, strategy.Names()); diff != "" {
 			t.Errorf("names (-want +got):\n%s", diff)
@@ -170,6 +170,8 @@ func TestValidate(t *testing.T) {
 	queue := limiter.Limit{
 		Algorithm: limiter.LeakyBucketQueue, Requests: 1, Window: time.Second, MaxDelay: 8784 * time.Hour, MaxQueue: 1_000_000_000,
 	}
+	log := limiter.Limit{Algorithm: limiter.SlidingWindowLog, Requests: 10_000, Window: 8784 * time.Hour}
+	permits := limiter.Limit{Algorithm: limiter.Concurrency, Requests: 10_000, Window: 10 * time.Millisecond}
 	const noZone = "timeZone must be a name of the IANA database, like Europe/Berlin, not "
 	tests := map[string]struct {
 		limit  limiter.Limit
@@ -198,6 +200,13 @@ func TestValidate(t *testing.T) {
 		"a negative queue":       {queue, func(l *limiter.Limit) { l.MaxQueue = -1 }, "maxQueue must be at least 0, not -1"},
 		"too long a queue":       {queue, func(l *limiter.Limit) { l.MaxQueue++ }, "maxQueue must be at most 1000000000, not 1000000001"},
 		"a queue of no requests": {queue, func(l *limiter.Limit) { l.Requests = 0 }, "requests must be at least 1, not 0"},
+		"the most of a log":      {log, func(*limiter.Limit) {}, ""},
+		"an endless log":         {log, func(l *limiter.Limit) { l.Requests++ }, "requests must be at most 10000, not 10001"},
+		"an empty log":           {log, func(l *limiter.Limit) { l.Requests = 0 }, "requests must be at least 1, not 0"},
+		"the most of permits":    {permits, func(*limiter.Limit) {}, ""},
+		"endless permits":        {permits, func(l *limiter.Limit) { l.Requests++ }, "maxInFlight must be at most 10000, not 10001"},
+		"no permits":             {permits, func(l *limiter.Limit) { l.Requests = 0 }, "maxInFlight must be at least 1, not 0"},
+		"permits for no time":    {permits, func(l *limiter.Limit) { l.Window = 0 }, "window must be at least 10ms, not 0s"},
 		"too much of a burst":    {bucket, func(l *limiter.Limit) { l.Burst = 1e9 + 1 }, "burst must be at most 1000000000, not 1000000001"},
 	}
 	for name, test := range tests {

@@ -21,10 +21,12 @@ import (
 // strategies is the one place that names them all.
 var strategies = map[limiter.Algorithm]*Strategy{
 	limiter.CalendarWindow:           &calendarWindow,
+	limiter.Concurrency:              &concurrency,
 	limiter.FixedWindow:              &fixedWindow,
 	limiter.LeakyBucketMeter:         &leakyBucketMeter,
 	limiter.LeakyBucketQueue:         &leakyBucketQueue,
 	limiter.SlidingWindowApproximate: &slidingWindowApproximate,
+	limiter.SlidingWindowLog:         &slidingWindowLog,
 	limiter.SlidingWindowRing:        &slidingWindowRing,
 	limiter.TokenBucket:              &tokenBucket,
 }
@@ -52,8 +54,13 @@ type Strategy struct {
 	// lua is the body of a Lua function of the parameters that gives Take as a function of state, which is the
 	// counter's whole value or nil when empty, cost, times and counter, which is its index in KEYS. That gives how
 	// many are admitted, the value, true if it is a new one, and what it says, if that is not the value. A new
-	// value starts with LAYOUT and what keep gives for the counter and the microseconds that it has to live.
+	// value starts with LAYOUT and what keep gives for the counter and the microseconds that it has to live. So does
+	// what it says.
 	lua string
+	// openLua is empty where states are strings. Else it is the body of a Lua function of a counter that has no string.
+	// That gives a table that stands for the state, and sets when it expires, if that is known; or nothing, if the
+	// counter has no such state. The new value is a table as well: its method save writes it for the counter.
+	openLua string
 	// amendLua is the body of a Lua function of the parameters that gives Amend as a function of state, cost,
 	// receipt, whether to renew, and counter. That gives the new value, or nothing.
 	amendLua string
@@ -81,7 +88,8 @@ type Taking struct {
 	Admitted int64
 	// Next is the next state, and empty where nothing changes: a denial and a cost of 0 take nothing. They change
 	// the state all the same where it can't stay as it is because the clock was set back or the window is
-	// another; such a change takes and gives nothing, and is to be kept even when the request is refused.
+	// another, or where it took long to find what has expired; such a change takes and gives nothing, and is to be
+	// kept even when the request is refused.
 	Next []byte
 	// TTL is after how many microseconds Next says nothing that an empty state doesn't.
 	TTL int64
@@ -105,7 +113,7 @@ type Place struct {
 // Charge is what was taken from a counter.
 type Charge struct {
 	Cost, Receipt int64
-	// Renew asks for it to last longer, instead of to be given back.
+	// Renew asks for it to last longer, instead of to be given back. That goes for what [Renewable] gives.
 	Renew bool
 }
 
@@ -118,6 +126,12 @@ func For(a limiter.Algorithm) (*Strategy, bool) {
 // Names gives the algorithms that have a strategy, sorted.
 func Names() []limiter.Algorithm {
 	return slices.Sorted(maps.Keys(strategies))
+}
+
+// Renewable gives those of the charges that can be made to last longer: the permits.
+func Renewable(charges []limiter.Charge) []limiter.Charge {
+	once := func(c limiter.Charge) bool { return c.Hit.Limit.Algorithm != limiter.Concurrency }
+	return slices.DeleteFunc(slices.Clone(charges), once)
 }
 
 // Check says why no store can decide a request of these hits, in an error that wraps [limiter.ErrInvalid].
@@ -169,6 +183,10 @@ func validateRate(l *limiter.Limit) error {
 	if err := validateRequests(l); err != nil {
 		return err
 	}
+	return validateWindow(l)
+}
+
+func validateWindow(l *limiter.Limit) error {
 	switch {
 	case l.Window < minWindow:
 		return fmt.Errorf("window must be at least 10ms, not %s", l.Window)

@@ -24,6 +24,7 @@ func One(a limiter.Algorithm) string {
 	var b strings.Builder
 	writePrelude(&b)
 	fmt.Fprintf(&b, "local LAYOUT = %d\nlocal function rule(...)\n%s\nend\n", s.layout, s.lua)
+	fmt.Fprintf(&b, "local function open(...)\n%s\nend\n", s.openLua)
 	b.WriteString(one)
 	return b.String()
 }
@@ -54,19 +55,21 @@ func assemble() string {
 	writePrelude(&b)
 	assembleFunction(&b, "rule", func(s *Strategy) string { return s.lua })
 	assembleFunction(&b, "amendment", func(s *Strategy) string { return s.amendLua })
+	assembleFunction(&b, "open", func(s *Strategy) string { return s.openLua })
 	b.WriteString(take)
 	return b.String()
 }
 
-// assembleFunction writes a function of a strategy's code and parameters.
+// assembleFunction writes a function of a strategy's code and what follows. It gives nothing for a strategy without
+// a body.
 func assembleFunction(b *strings.Builder, name string, body func(*Strategy) string) {
 	fmt.Fprintf(b, "local function %s(code, ...)\n", name)
-	for i, s := range byCode() {
-		word := "elseif"
-		if i == 0 {
-			word = "if"
+	word := "if"
+	for _, s := range byCode() {
+		if lua := body(s); lua != "" {
+			fmt.Fprintf(b, "%s code == %d then\nlocal LAYOUT = %d\n%s\n", word, s.code, s.layout, lua)
+			word = "elseif"
 		}
-		fmt.Fprintf(b, "%s code == %d then\nlocal LAYOUT = %d\n%s\n", word, s.code, s.layout, body(s))
 	}
 	b.WriteString("end\nend\n")
 }

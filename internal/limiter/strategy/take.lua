@@ -1,7 +1,8 @@
 -- SPDX-License-Identifier: Apache-2.0
 
 -- Decides a batch of requests, one after the other, each by all of its hits. Before this stand the prelude and the
--- functions rule, which makes what takes from a counter, and amendment, which makes what changes a charge afterwards.
+-- functions rule, which makes what takes from a counter, amendment, which makes what changes a charge afterwards, and
+-- open, which gives a state that is no string.
 --
 -- KEYS     the counters of the batch, each once.
 -- ARGV[1]  the terms on which they are hit, each once: WIDTH doubles, which are the code of the strategy, the
@@ -33,7 +34,12 @@ local reply, size = {now}, 1
 
 -- Gives the state of a counter as far as the terms can read it.
 local function load(counter, first)
-  if kinds[counter] == terms[first + 1] then return values[counter] end
+  local layout = terms[first + 1]
+  if kinds[counter] == layout then return values[counter] end
+  if values[counter] then return nil end
+  local state = open(terms[first], counter)
+  if state then values[counter], kinds[counter] = state, layout end
+  return state
 end
 
 local function store(counter, first, state)
