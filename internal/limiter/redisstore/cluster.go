@@ -113,7 +113,7 @@ func (c *Cluster) Refund(ctx context.Context, charges []limiter.Charge) error {
 
 // Renew implements [limiter.Store].
 func (c *Cluster) Renew(ctx context.Context, charges []limiter.Charge) error {
-	return c.amend(ctx, charges, true)
+	return c.amend(ctx, strategy.Renewable(charges), true)
 }
 
 // amend has each partition amend its charges, all at once.

@@ -4,6 +4,7 @@ package redisstore_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -144,8 +145,14 @@ func (l *load) check(t *testing.T) {
 }
 
 // patient gives a store whose calls end when they are answered, however long a busy machine takes.
+// Nor do the nodes take a busy machine's stalls for the death of another.
 func patient(t *testing.T, cluster *redistest.Cluster) *redisstore.Cluster {
 	t.Helper()
+	for _, node := range slices.Concat(cluster.Masters, cluster.Replicas) {
+		if err := node.Client(t).ConfigSet(t.Context(), "cluster-node-timeout", "30000").Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return redisstore.NewCluster(dial(t, cluster.URL()+patience), circuit)
 }
 
