@@ -181,7 +181,7 @@ func (c *Call) addTerm(h *limiter.Hit) int {
 }
 
 func (t term) appendTo(b []byte, now int64) []byte {
-	s := strategies[t.limit.Algorithm]
+	s := of(t.limit.Algorithm)
 	shadow := 0.0
 	if t.shadow {
 		shadow = 1
@@ -254,7 +254,7 @@ func (c *Call) answers(reply []any) ([]answer, error) {
 				return nil, fmt.Errorf("reading the verdicts: %v of %d requests can't be admitted", reply[0], g.times)
 			}
 			said, ok := reply[1].(string)
-			if smallest := strategies[g.Hits[j].Limit.Algorithm].smallest; !ok || said != "" && len(said) < header+smallest {
+			if smallest := of(g.Hits[j].Limit.Algorithm).smallest; !ok || said != "" && len(said) < header+smallest {
 				return nil, fmt.Errorf("reading the verdicts: %q is no state of %s", reply[1], g.Hits[j].Limit.Algorithm)
 			}
 			answers, reply = append(answers, answer{admitted, said}), reply[2:]
@@ -300,7 +300,7 @@ func (c *Call) tellOne(verdicts []limiter.Verdict, now int64, g *group, answers 
 		if nth < charged {
 			p.Later = (charged - 1 - nth) * p.Cost
 		}
-		verdicts[i] = strategies[h.Limit.Algorithm].tell(c.state(a), now, h, p)
+		verdicts[i] = of(h.Limit.Algorithm).tell(c.state(a), now, h, p)
 	}
 }
 

@@ -28,7 +28,9 @@ func (c *Counter) live(s *Strategy, now int64) []byte {
 // Evaluator decides requests in process as [Script] does in Redis. The zero value is ready to use. It keeps
 // buffers, and so is not safe for concurrent use.
 type Evaluator struct {
-	taking Taking
+	// strategy and taking are those of the hit that was asked about last.
+	strategy *Strategy
+	taking   Taking
 	// allowed says of each hit whether it admits the request.
 	allowed []bool
 }
@@ -40,7 +42,7 @@ func (e *Evaluator) Decide(now int64, hits []limiter.Hit, counters []*Counter, v
 	if len(hits) == 1 {
 		// The only hit needs nobody's consent.
 		allowed := e.take(now, &hits[0], counters[0], 1)
-		verdicts[0] = e.conclude(now, &hits[0], counters[0], allowed)
+		e.conclude(&verdicts[0], now, &hits[0], counters[0], allowed)
 		return
 	}
 	admitted := e.ask(now, hits, counters)
@@ -51,13 +53,13 @@ func (e *Evaluator) Decide(now int64, hits []limiter.Hit, counters []*Counter, v
 	for i := range hits {
 		if !hits[i].Shadow {
 			e.take(now, &hits[i], counters[i], times)
-			verdicts[i] = e.conclude(now, &hits[i], counters[i], e.allowed[i])
+			e.conclude(&verdicts[i], now, &hits[i], counters[i], e.allowed[i])
 		}
 	}
 	for i := range hits {
 		if hits[i].Shadow && admitted {
 			allowed := e.take(now, &hits[i], counters[i], 1)
-			verdicts[i] = e.conclude(now, &hits[i], counters[i], allowed)
+			e.conclude(&verdicts[i], now, &hits[i], counters[i], allowed)
 		}
 	}
 }
@@ -76,15 +78,15 @@ func (e *Evaluator) ask(now int64, hits []limiter.Hit, counters []*Counter) bool
 
 // take works out what a hit takes, and leaves it in e.taking.
 func (e *Evaluator) take(now int64, h *limiter.Hit, c *Counter, times int64) bool {
-	s := strategies[h.Limit.Algorithm]
+	e.strategy = of(h.Limit.Algorithm)
 	e.taking.reset()
-	s.Take(&e.taking, c.live(s, now), now, &h.Limit, costOf(h), times)
+	e.strategy.Take(&e.taking, c.live(e.strategy, now), now, &h.Limit, costOf(h), times)
 	return e.taking.Admitted > 0
 }
 
 // conclude tells of e.taking, and keeps the counter's next state.
-func (e *Evaluator) conclude(now int64, h *limiter.Hit, c *Counter, allowed bool) limiter.Verdict {
-	s := strategies[h.Limit.Algorithm]
+func (e *Evaluator) conclude(v *limiter.Verdict, now int64, h *limiter.Hit, c *Counter, allowed bool) {
+	s := e.strategy
 	said := e.taking.Said
 	if len(said) == 0 {
 		said = e.taking.Next
@@ -92,9 +94,8 @@ func (e *Evaluator) conclude(now int64, h *limiter.Hit, c *Counter, allowed bool
 	if len(said) == 0 {
 		said = c.live(s, now)
 	}
-	v := s.tell(said, now, h, Place{Cost: costOf(h), Charged: e.taking.Admitted, Allowed: allowed})
+	*v = s.tell(said, now, h, Place{Cost: costOf(h), Charged: e.taking.Admitted, Allowed: allowed})
 	c.keep(s, now, &e.taking)
-	return v
 }
 
 // keep makes the next state the counter's, if there is one.
@@ -106,7 +107,7 @@ func (c *Counter) keep(s *Strategy, now int64, t *Taking) {
 
 // Amend refunds or renews the charge of a hit. What is gone owes nothing.
 func (e *Evaluator) Amend(now int64, h *limiter.Hit, c *Counter, receipt int64, renew bool) {
-	s := strategies[h.Limit.Algorithm]
+	s := of(h.Limit.Algorithm)
 	state := c.live(s, now)
 	if len(state) == 0 {
 		return

@@ -11,24 +11,27 @@ package strategy
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
 )
 
-// strategies is the one place that names them all.
-var strategies = map[limiter.Algorithm]*Strategy{
-	limiter.CalendarWindow:           &calendarWindow,
-	limiter.Concurrency:              &concurrency,
-	limiter.FixedWindow:              &fixedWindow,
-	limiter.LeakyBucketMeter:         &leakyBucketMeter,
-	limiter.LeakyBucketQueue:         &leakyBucketQueue,
-	limiter.SlidingWindowApproximate: &slidingWindowApproximate,
-	limiter.SlidingWindowLog:         &slidingWindowLog,
-	limiter.SlidingWindowRing:        &slidingWindowRing,
-	limiter.TokenBucket:              &tokenBucket,
+// strategies is the one place that names them all. It is a list because every request looks in it: the few names
+// are compared sooner than one is hashed. The most used come first.
+var strategies = [...]struct {
+	algorithm limiter.Algorithm
+	strategy  *Strategy
+}{
+	{limiter.TokenBucket, &tokenBucket},
+	{limiter.FixedWindow, &fixedWindow},
+	{limiter.SlidingWindowRing, &slidingWindowRing},
+	{limiter.SlidingWindowApproximate, &slidingWindowApproximate},
+	{limiter.LeakyBucketMeter, &leakyBucketMeter},
+	{limiter.CalendarWindow, &calendarWindow},
+	{limiter.LeakyBucketQueue, &leakyBucketQueue},
+	{limiter.Concurrency, &concurrency},
+	{limiter.SlidingWindowLog, &slidingWindowLog},
 }
 
 // Strategy is one algorithm. Times are microseconds, now since the Unix epoch. An empty state is that of a counter
@@ -119,13 +122,28 @@ type Charge struct {
 
 // For gives the strategy of an algorithm, and false for one that there is none of.
 func For(a limiter.Algorithm) (*Strategy, bool) {
-	s, ok := strategies[a]
-	return s, ok
+	s := of(a)
+	return s, s != nil
+}
+
+// of gives the strategy of an algorithm, and nil if there is none.
+func of(a limiter.Algorithm) *Strategy {
+	for i := range strategies {
+		if of(i).algorithm == a {
+			return of(i).strategy
+		}
+	}
+	return nil
 }
 
 // Names gives the algorithms that have a strategy, sorted.
 func Names() []limiter.Algorithm {
-	return slices.Sorted(maps.Keys(strategies))
+	names := make([]limiter.Algorithm, 0, len(strategies))
+	for _, s := range strategies {
+		names = append(names, s.algorithm)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Renewable gives those of the charges that can be made to last longer: the permits.

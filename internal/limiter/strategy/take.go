@@ -6,7 +6,6 @@ import (
 	"cmp"
 	_ "embed"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -83,5 +82,10 @@ func writePrelude(b *strings.Builder) {
 
 // byCode gives the strategies in an order that is always the same.
 func byCode() []*Strategy {
-	return slices.SortedFunc(maps.Values(strategies), func(s, t *Strategy) int { return cmp.Compare(s.code, t.code) })
+	var all []*Strategy
+	for _, s := range strategies {
+		all = append(all, s.strategy)
+	}
+	slices.SortFunc(all, func(s, t *Strategy) int { return cmp.Compare(s.code, t.code) })
+	return all
 }
