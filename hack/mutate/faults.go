@@ -24,7 +24,7 @@ const (
 	takeLua     = "internal/limiter/strategy/take.lua"
 	store       = "internal/limiter/redisstore/redisstore.go"
 	batcher     = "internal/limiter/redisstore/batch.go"
-	memory      = "internal/limiter/memorystore/memorystore.go"
+	memory      = "internal/limiter/memorystore/shard.go"
 	engine      = "internal/limiter/engine.go"
 	breaker     = "internal/limiter/guard/breaker.go"
 	client      = "internal/redisclient/redisclient.go"
@@ -150,10 +150,10 @@ var faults = []fault{
 		{client, "withoutURL(err))\n\t}\n\to.MaxRetries = -1", "withoutURL(err))\n\t}\n\to.MaxRetries = 3"},
 	}, []string{"./internal/redisclient"}},
 	{"a store in process that forgets what still counts", []edit{
-		{memory, "if s.swept[s.hand].Expires > now {", "if s.swept[s.hand].Expires > now+1_000_000 {"},
+		{memory, "if swept.expires > d.now {", "if swept.expires > d.now+2_000_000 {"},
 	}, memoryStore},
 	{"a store in process that gives a flood counters of its own", []edit{
-		{memory, "l.counters >= s.max || l.sharing(now)", "l.counters >= s.max"},
+		{memory, "l.counters >= d.limits.max || l.sharing(d.now)", "l.counters >= d.limits.max"},
 	}, memoryStore},
 	{"a closed limit that admits when the store fails", []edit{
 		{engine, "hits[i].OnFailure == FailClosed && !hits[i].Shadow", "hits[i].OnFailure == FailClosed && hits[i].Shadow"},

@@ -7,82 +7,69 @@ import (
 	"cmp"
 	"context"
 	"hash/maphash"
-	"slices"
-	"sync"
+	"math/bits"
 	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// defaultMaxCounters take some 16 MB.
+// defaultMaxCounters take some 8 MB.
 const defaultMaxCounters = 100_000
 
 // Options are what a [Store] may have.
 type Options struct {
-	// Now is the clock, which may be set back. The default is time.Now.
+	// Now is the clock, which may be set back. The default tells the same as time.Now, but for up to 100 ms after
+	// somebody set the machine's clock.
 	Now func() time.Time
 	// MaxCounters bounds the memory of each limit, 100,000 by default. While a limit has so many counters,
 	// the keys that have none share one, and go on with it until it is as new. So a flood of keys refuses
 	// newcomers of that limit sooner than it should: it never makes room for more requests, and neither
-	// those who have a counter nor other limits notice.
+	// those who have a counter nor other limits notice. What was taken from a counter that is shared can be neither
+	// refunded nor renewed.
 	MaxCounters int
 }
 
 // Store is a [limiter.Store] for a single process. What it counted is gone with the process.
 type Store struct {
-	now   func() time.Time
-	max   int
-	seeds [2]maphash.Seed
-
-	mu        sync.Mutex
-	evaluator strategy.Evaluator
-	counters  map[name]*counter
-	// swept holds the counters in no order, for sweep to walk.
-	swept []*counter
-	hand  int
-	// limits are those that were ever hit: as many as there are in policies.
-	limits map[limiter.LimitID]*limit
-	// found is the buffer for the counters of a request.
-	found []*strategy.Counter
-}
-
-type counter struct {
-	strategy.Counter
-	name  name
-	limit *limit
-	// room is where most states fit, so that they need no memory of their own.
-	room [16]byte
-}
-
-// name stands for a key in less room: hashes of 128 bits that nobody outside can foresee. That two keys have the
-// same is less likely than that the machine miscounts.
-type name [2]uint64
-
-// limit is what the counters of one limit have in common.
-type limit struct {
-	// counters is how many there are, without those that are shared.
-	counters int
-	// shared are the counters of the keys that have none of their own. A request can hit one limit more than
-	// once, for different targets: its second hit has the second of them.
-	shared []*strategy.Counter
+	now    func() int64
+	seeds  [2]maphash.Seed
+	shards []shard
+	limits limits
 }
 
 var _ limiter.Store = (*Store)(nil)
 
 // New gives a store that holds no counts yet.
 func New(o Options) *Store {
+	most := cmp.Or(o.MaxCounters, defaultMaxCounters)
 	s := &Store{
-		now:      o.Now,
-		max:      cmp.Or(o.MaxCounters, defaultMaxCounters),
-		seeds:    [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
-		counters: map[name]*counter{},
-		limits:   map[limiter.LimitID]*limit{},
+		now:    newClock().now,
+		seeds:  [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
+		shards: make([]shard, shardsFor(most)),
+		limits: limits{max: most, numbers: map[limiter.LimitID]uint32{}},
 	}
-	if s.now == nil {
-		s.now = time.Now
+	if o.Now != nil {
+		s.now = func() int64 { return o.Now().UnixMicro() }
+	}
+	for i := range s.shards {
+		s.shards[i].table = newTable()
+		s.shards[i].desk.limits = &s.limits
 	}
 	return s
+}
+
+// maxShards is what the set that lock makes has bits for.
+const maxShards = 64
+
+// shardsFor gives over how many shards to spread counters: a power of two. A newcomer finds room where its own
+// shard has a counter that has expired, and a limit that has all its counters has at least 16 of them in each.
+func shardsFor(counters int) int {
+	shards := 1
+	for shards < maxShards && 32*shards <= counters {
+		shards *= 2
+	}
+	return shards
 }
 
 // Take implements [limiter.Store].
@@ -93,17 +80,35 @@ func (s *Store) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict
 	if err := strategy.Check(hits); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := s.now().UnixMicro()
-	s.sweep(now, 2*len(hits))
-	s.found = s.found[:0]
+	if len(hits) == 0 {
+		return nil, nil
+	}
+	// A request of more hits allocates twice.
+	var room [16]name
+	names := room[:0]
 	for i := range hits {
-		s.found = append(s.found, s.find(now, hits, i))
+		names = append(names, s.name(hits[i].Key))
+	}
+	locked := s.lock(names)
+	defer s.unlock(locked)
+	return s.decide(&s.shards[bits.TrailingZeros64(locked)].desk, hits, names), nil
+}
+
+// decide decides a request whose shards are locked.
+func (s *Store) decide(d *desk, hits []limiter.Hit, names []name) []limiter.Verdict {
+	defer d.unlockLimits()
+	d.begin(s.now(), len(hits))
+	// A sweep moves counters, and so comes before any is seated.
+	for _, n := range names {
+		d.sweep(s.shard(n))
+	}
+	for i, n := range names {
+		d.seat(&s.shard(n).table, n, hits, i)
 	}
 	verdicts := make([]limiter.Verdict, len(hits))
-	s.evaluator.Decide(now, hits, s.found, verdicts)
-	return verdicts, nil
+	d.evaluator.Decide(d.now, hits, d.counters, verdicts)
+	d.end()
+	return verdicts
 }
 
 // Refund implements [limiter.Store].
@@ -120,83 +125,53 @@ func (s *Store) amend(ctx context.Context, charges []limiter.Charge, renew bool)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := s.now().UnixMicro()
 	for i := range charges {
-		h := &charges[i].Hit
-		if c, ok := s.counters[s.name(h.Key)]; ok {
-			s.evaluator.Amend(now, h, &c.Counter, charges[i].Receipt, renew)
-		}
+		s.amendOne(&charges[i], renew)
 	}
 	return nil
 }
 
-// find gives the counter of hits[i], a new one if need be.
-func (s *Store) find(now int64, hits []limiter.Hit, i int) *strategy.Counter {
-	n := s.name(hits[i].Key)
-	if c, ok := s.counters[n]; ok {
-		return &c.Counter
+// amendOne amends a charge on a counter of its own. Whether one on a shared counter still counts can't be told.
+func (s *Store) amendOne(c *limiter.Charge, renew bool) {
+	n := s.name(c.Hit.Key)
+	sh := s.shard(n)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	slot := sh.table.find(n)
+	if slot == 0 {
+		return
 	}
-	l := s.limits[hits[i].ID]
-	if l == nil {
-		l = &limit{}
-		s.limits[hits[i].ID] = l
-	}
-	if l.counters >= s.max || l.sharing(now) {
-		return l.share(hits, i)
-	}
-	c := &counter{name: n, limit: l}
-	c.State = c.room[:0]
-	l.counters++
-	s.counters[n] = c
-	s.swept = append(s.swept, c)
-	return &c.Counter
+	var counter strategy.Counter
+	sh.table.load(slot, &counter)
+	sh.desk.evaluator.Amend(s.now(), &c.Hit, &counter, c.Receipt, renew)
+	sh.table.keep(slot, &counter)
 }
 
 func (s *Store) name(key string) name {
-	return name{maphash.String(s.seeds[0], key), maphash.String(s.seeds[1], key)}
+	a, b := maphash.String(s.seeds[0], key), maphash.String(s.seeds[1], key)
+	return name{uint32(a), uint32(a >> 32), uint32(b)}
 }
 
-// sharing says whether keys without a counter have taken something that still counts. With a counter of its
-// own such a key could take as much again.
-func (l *limit) sharing(now int64) bool {
-	return slices.ContainsFunc(l.shared, func(c *strategy.Counter) bool { return c.Expires > now })
-}
+func (s *Store) shard(n name) *shard { return &s.shards[s.number(n)] }
 
-// share gives the counter that hits[i] has with others.
-func (l *limit) share(hits []limiter.Hit, i int) *strategy.Counter {
-	nth := 0
-	for _, h := range hits[:i] {
-		if h.ID == hits[i].ID {
-			nth++
-		}
+// number gives the index of a name's shard. Its buckets go by other bits.
+func (s *Store) number(n name) uint32 { return n[1] & uint32(len(s.shards)-1) }
+
+// lock locks the shards of all names, in an order that keeps two requests from waiting for each other, and gives the
+// set of their numbers.
+func (s *Store) lock(names []name) uint64 {
+	var set uint64
+	for _, n := range names {
+		set |= 1 << s.number(n)
 	}
-	for len(l.shared) <= nth {
-		l.shared = append(l.shared, &strategy.Counter{})
+	for rest := set; rest != 0; rest &= rest - 1 {
+		s.shards[bits.TrailingZeros64(rest)].mu.Lock()
 	}
-	return l.shared[nth]
+	return set
 }
 
-// sweep forgets those of the next few counters that have expired. Two looked at for each hit are more than
-// a hit can add, so the expired never pile up, and no request pays for many.
-func (s *Store) sweep(now int64, few int) {
-	for range min(few, len(s.swept)) {
-		if s.hand >= len(s.swept) {
-			s.hand = 0
-		}
-		if s.swept[s.hand].Expires > now {
-			s.hand++
-			continue
-		}
-		s.forget(s.hand)
+func (s *Store) unlock(set uint64) {
+	for ; set != 0; set &= set - 1 {
+		s.shards[bits.TrailingZeros64(set)].mu.Unlock()
 	}
-}
-
-func (s *Store) forget(i int) {
-	last := len(s.swept) - 1
-	s.swept[i].limit.counters--
-	delete(s.counters, s.swept[i].name)
-	s.swept[i], s.swept[last] = s.swept[last], nil
-	s.swept = s.swept[:last]
 }

@@ -4,11 +4,15 @@ package memorystore_test
 
 import (
 	"fmt"
-	"runtime"
+	"math/rand/v2"
+	"slices"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/memorystore"
@@ -28,10 +32,12 @@ func (c *clock) Now() time.Time {
 	return c.now
 }
 
-func (c *clock) Advance(d time.Duration) {
+func (c *clock) Advance(d time.Duration) { c.Set(c.Now().Add(d)) }
+
+func (c *clock) Set(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
+	c.now = now
 }
 
 func TestStore(t *testing.T) {
@@ -131,6 +137,152 @@ func TestMaxCounters(t *testing.T) {
 	})
 }
 
+func TestMaxCountersOverManyShards(t *testing.T) {
+	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 5, Window: time.Hour, Burst: 5}
+	c := &clock{now: storetest.Epoch}
+	s := memorystore.New(memorystore.Options{Now: c.Now, MaxCounters: 3000})
+	admitted := func(prefix string) int {
+		sum := 0
+		for i := range 6000 {
+			if allowed(t, s, limiter.Hit{Key: fmt.Sprint(prefix, i), Limit: l, Cost: 5}) {
+				sum++
+			}
+		}
+		return sum
+	}
+	if got := admitted("old-"); got != 3001 {
+		t.Errorf("%d of 6000 keys were admitted, not 3000 by their own counters and one by the shared one", got)
+	}
+	c.Advance(24 * time.Hour)
+	// Few may be in a shard that no new key comes to in time.
+	if got := admitted("new-"); got < 2900 || got > 3001 {
+		t.Errorf("when all had expired, %d of 6000 keys were admitted, not about 3000", got)
+	}
+}
+
+// TestTogether has many requests at once that hit some of the same keys, in any order.
+func TestTogether(t *testing.T) {
+	for name, most := range map[string]int{"counters of their own": 0, "most of them in shared counters": 8} {
+		t.Run(name, func(t *testing.T) {
+			const keys, callers, each = 40, 16, 300
+			s := memorystore.New(memorystore.Options{Now: func() time.Time { return storetest.Epoch }, MaxCounters: most})
+			hits := make([]limiter.Hit, keys)
+			for i := range hits {
+				l := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 1000, Window: time.Hour}
+				id := limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: fmt.Sprint(i % 4)}
+				hits[i] = limiter.Hit{Key: fmt.Sprint("key-", i), Limit: l, Cost: 1, ID: id}
+			}
+			var taken [keys]atomic.Int64
+			var wg sync.WaitGroup
+			for caller := range callers {
+				wg.Go(func() {
+					random := rand.New(rand.NewPCG(1, uint64(caller)))
+					for range each {
+						some := random.Perm(keys)[:1+random.IntN(5)]
+						var request []limiter.Hit
+						for _, i := range some {
+							request = append(request, hits[i])
+						}
+						v, err := s.Take(t.Context(), request)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						if slices.ContainsFunc(v, func(v limiter.Verdict) bool { return !v.Allowed }) {
+							continue
+						}
+						for _, i := range some {
+							taken[i].Add(1)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			for i := range hits {
+				hits[i].Cost = 0
+				v, err := s.Take(t.Context(), hits[i:i+1])
+				if err != nil {
+					t.Fatal(err)
+				}
+				left := 1000 - taken[i].Load()
+				if most == 0 && v[0].Remaining != left || most > 0 && v[0].Remaining > left {
+					t.Errorf("key %d has %d left, not %d", i, v[0].Remaining, left)
+				}
+			}
+		})
+	}
+}
+
+// TestStoreIsAMap holds a store to a map of counters that are never swept, moved or packed.
+func TestStoreIsAMap(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		c := &clock{now: storetest.Epoch}
+		s := memorystore.New(memorystore.Options{Now: c.Now})
+		counters := map[string]*strategy.Counter{}
+		var evaluator strategy.Evaluator
+		latest, expires := c.Now(), int64(0)
+		for range rapid.IntRange(1, 60).Draw(rt, "requests") {
+			now := c.Now().Add(time.Duration(drawStep(rt)) * time.Microsecond)
+			if expires > 0 && rapid.Bool().Draw(rt, "to an edge") {
+				now = time.UnixMicro(expires + rapid.SampledFrom([]int64{-1e6, -1, 0, 1}).Draw(rt, "beside it"))
+			}
+			// A clock that is set back by more can find again what was not swept yet.
+			c.Set(later(now, latest.Add(-time.Second)))
+			latest = later(latest, c.Now())
+			hits := drawHits(rt)
+			want, counted := make([]limiter.Verdict, len(hits)), make([]*strategy.Counter, len(hits))
+			for i, h := range hits {
+				if counters[h.Key] == nil {
+					counters[h.Key] = &strategy.Counter{}
+				}
+				counted[i] = counters[h.Key]
+			}
+			evaluator.Decide(c.Now().UnixMicro(), hits, counted, want)
+			got, err := s.Take(t.Context(), hits)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				rt.Fatalf("verdicts (-map +store):\n%s", diff)
+			}
+			expires = counted[0].Expires
+		}
+	})
+}
+
+// drawStep gives microseconds by which the clock moves.
+func drawStep(rt *rapid.T) int64 {
+	return rapid.OneOf(
+		rapid.Just(int64(0)), rapid.Int64Range(0, 2e6), rapid.Int64Range(-1e6, 0), rapid.Int64Range(0, 4e9),
+	).Draw(rt, "step")
+}
+
+// drawHits gives one to four hits with keys of their own.
+func drawHits(rt *rapid.T) []limiter.Hit {
+	keys := rapid.SliceOfNDistinct(rapid.IntRange(0, 100), 1, 4, rapid.ID[int]).Draw(rt, "keys")
+	hits := make([]limiter.Hit, len(keys))
+	for i, key := range keys {
+		// A long state takes the place of a short one when the algorithm of a limit is edited.
+		algorithm := rapid.SampledFrom([]limiter.Algorithm{
+			limiter.TokenBucket, limiter.FixedWindow, limiter.SlidingWindowRing, limiter.SlidingWindowApproximate,
+		}).Draw(rt, "algorithm")
+		hits[i] = limiter.Hit{
+			Key:    fmt.Sprint(key),
+			Limit:  limiter.Limit{Algorithm: algorithm, Requests: 5, Window: time.Second, Burst: 5},
+			Cost:   rapid.Int64Range(0, 6).Draw(rt, "cost"),
+			Shadow: rapid.IntRange(0, 9).Draw(rt, "shadow") == 0,
+		}
+	}
+	return hits
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 func TestAllocations(t *testing.T) {
 	s := memorystore.New(memorystore.Options{})
 	var hits []limiter.Hit
@@ -152,55 +304,6 @@ func TestAllocations(t *testing.T) {
 	if allocations > 1 {
 		t.Errorf("a decision allocates %.0f times, not once for its verdicts", allocations)
 	}
-}
-
-// BenchmarkTake gives the processor time of a decision, also where others use the machine, and the memory of a
-// key, but for the bytes of the string, which nobody keeps.
-func BenchmarkTake(b *testing.B) {
-	for name, keys := range map[string]int{"hot": 1000, "cold": 1_000_000} {
-		b.Run(name, func(b *testing.B) { benchmarkTake(b, keys) })
-	}
-}
-
-func benchmarkTake(b *testing.B, keys int) {
-	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 100, Window: time.Hour, Burst: 100}
-	hits := make([]limiter.Hit, keys)
-	for i := range hits {
-		hits[i] = limiter.Hit{Key: fmt.Sprintf("weir:3f1c8a:{shop/17}:%032x", i), Limit: l, Cost: 1}
-	}
-	empty := heap()
-	s := memorystore.New(memorystore.Options{MaxCounters: keys})
-	take := func(i int) {
-		if _, err := s.Take(b.Context(), hits[i:i+1]); err != nil {
-			b.Error(err)
-		}
-	}
-	for i := range hits {
-		take(i)
-	}
-	memory := heap() - empty
-	b.ReportAllocs()
-	start := processorTime(b)
-	for i := 0; b.Loop(); i++ {
-		take(i * 7919 % keys)
-	}
-	b.ReportMetric(float64(processorTime(b)-start)/float64(b.N), "cpu-ns/op")
-	b.ReportMetric(float64(memory)/float64(keys), "B/key")
-}
-
-func heap() uint64 {
-	runtime.GC()
-	var stats runtime.MemStats
-	runtime.ReadMemStats(&stats)
-	return stats.HeapAlloc
-}
-
-func processorTime(b *testing.B) time.Duration {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 func allowed(t *testing.T, s *memorystore.Store, h limiter.Hit) bool {

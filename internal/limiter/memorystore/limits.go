@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memorystore
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
+)
+
+// limits are those that were ever hit: as many as there are in policies. They are locked after the shards, by
+// requests alone that have a counter come or go, or share one.
+type limits struct {
+	// max is how many counters of its own each may have.
+	max int
+
+	mu      sync.Mutex
+	numbers map[limiter.LimitID]uint32
+	all     []limit
+}
+
+// limit is what the counters of one limit have in common.
+type limit struct {
+	// counters is how many there are, without those that are shared.
+	counters int
+	// shared are the counters of the keys that have none of their own. A request can hit one limit more than
+	// once, for different targets: its second hit has the second of them.
+	shared []*strategy.Counter
+}
+
+// number gives the index in all of a limit.
+func (l *limits) number(id limiter.LimitID) uint32 {
+	n, ok := l.numbers[id]
+	if !ok {
+		n = uint32(len(l.all))
+		l.numbers[id], l.all = n, append(l.all, limit{})
+	}
+	return n
+}
+
+// sharing says whether keys without a counter have taken something that still counts. With a counter of its
+// own such a key could take as much again.
+func (l *limit) sharing(now int64) bool {
+	return slices.ContainsFunc(l.shared, func(c *strategy.Counter) bool { return c.Expires > now })
+}
+
+// share gives the counter that hits[i] has with others.
+func (l *limit) share(hits []limiter.Hit, i int) *strategy.Counter {
+	nth := 0
+	for _, h := range hits[:i] {
+		if h.ID == hits[i].ID {
+			nth++
+		}
+	}
+	for len(l.shared) <= nth {
+		l.shared = append(l.shared, &strategy.Counter{})
+	}
+	return l.shared[nth]
+}
