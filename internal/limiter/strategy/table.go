@@ -129,8 +129,8 @@ func For(a limiter.Algorithm) (*Strategy, bool) {
 // of gives the strategy of an algorithm, and nil if there is none.
 func of(a limiter.Algorithm) *Strategy {
 	for i := range strategies {
-		if of(i).algorithm == a {
-			return of(i).strategy
+		if strategies[i].algorithm == a {
+			return strategies[i].strategy
 		}
 	}
 	return nil

@@ -19,7 +19,7 @@ var Script = assemble()
 // One gives a script that decides one request with one hit as [Script] does, and takes half the time for it. It is for
 // limits of one algorithm.
 func One(a limiter.Algorithm) string {
-	s := strategies[a]
+	s := of(a)
 	var b strings.Builder
 	writePrelude(&b)
 	fmt.Fprintf(&b, "local LAYOUT = %d\nlocal function rule(...)\n%s\nend\n", s.layout, s.lua)
