@@ -99,7 +99,7 @@ mutation: ## Plant faults, one by one, and demand that the tests find each of th
 	@redis=$$(hack/redis.sh); REDIS_SERVER=$$redis go run ./hack/mutate
 
 .PHONY: bench
-bench: ## Measure decisions in Redis, side by side with other limiters
+bench: ## Measure decisions in process and in Redis, side by side with other limiters
 	@redis=$$(hack/redis.sh); REDIS_SERVER=$$redis go -C hack/bench run .
 
 .PHONY: tools

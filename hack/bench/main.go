@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures limiters that count in Redis, side by side on one redis-server, and prints tables.
+// Command bench measures limiters side by side, those that count in Redis on one redis-server, and prints tables.
 //
 // They take turns in short rounds, so that whatever else the machine does falls on all of them, and each figure
 // is the median of its rounds. It is a module of its own, to keep the others out of ours.
@@ -40,6 +40,14 @@ func main() {
 }
 
 func run(ctx context.Context, out io.Writer, rounds int, length time.Duration) error {
+	if err := compareLocals(ctx, out, rounds, length); err != nil {
+		return err
+	}
+	return compareInRedis(ctx, out, rounds, length)
+}
+
+// compareInRedis prints how limiters do that all count in one Redis.
+func compareInRedis(ctx context.Context, out io.Writer, rounds int, length time.Duration) error {
 	dir, err := os.MkdirTemp("", "weir-bench")
 	if err != nil {
 		return fmt.Errorf("making a folder for Redis: %w", err)
@@ -111,10 +119,10 @@ func medianOf(all []figures) figures {
 	}
 }
 
-func median(all []figures, of func(figures) float64) float64 {
+func median[T any](all []T, of func(T) float64) float64 {
 	var values []float64
-	for _, f := range all {
-		values = append(values, of(f))
+	for _, one := range all {
+		values = append(values, of(one))
 	}
 	slices.Sort(values)
 	return values[len(values)/2]
