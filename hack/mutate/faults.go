@@ -18,6 +18,8 @@ const (
 	fixedWindow = "internal/limiter/strategy/fixedwindow.go"
 	ring        = "internal/limiter/strategy/slidingwindowring.go"
 	approximate = "internal/limiter/strategy/slidingwindowapproximate.go"
+	log         = "internal/limiter/strategy/slidingwindowlog.go"
+	permits     = "internal/limiter/strategy/concurrency.go"
 	call        = "internal/limiter/strategy/call.go"
 	evaluator   = "internal/limiter/strategy/evaluator.go"
 	prelude     = "internal/limiter/strategy/prelude.lua"
@@ -58,6 +60,26 @@ var faults = []fault{
 		{approximate, "(admitted - 1) * cost) + cost > requests + TOLERANCE", "(admitted - 1) * cost) + cost >= requests"},
 		{approximate, "admitted * cost) + cost <= requests + TOLERANCE", "admitted * cost) + cost < requests"},
 		{approximate, "w.count(now)+float64(cost) <= float64(l.Requests)+tolerance", "w.count(now)+float64(cost) < float64(l.Requests)"},
+	}, rules},
+	{"a log that refuses its last request", []edit{
+		{log, "floor((requests - total) / cost)", "floor((requests - total - 1) / cost)"},
+		{log, "fitting(l.Requests-r.total,", "fitting(l.Requests-r.total-1,"},
+	}, stores},
+	{"a log that forgets a microsecond early", []edit{
+		{log, "return element(log, i) < window end", "return element(log, i) < window - 1 end"},
+		{log, "return e.age(1+i, now) < window }", "return e.age(1+i, now) < window-1 }"},
+	}, rules},
+	{"a limit that keeps its last permit", []edit{
+		{permits, "floor((requests - p.used) / cost)", "floor((requests - p.used - 1) / cost)"},
+		{permits, "fitting(l.Requests-p.used,", "fitting(l.Requests-p.used-1,"},
+	}, rules},
+	{"a crashed holder's permit that never comes back", []edit{
+		{permits, "if p.soonest <= now then", "if false then"},
+		{permits, "case p.soonest <= now:", "case false:"},
+	}, rules},
+	{"a permit that expires though it is renewed", []edit{
+		{permits, "if renew then\n      extend(p, id, cost)", "if renew then\n"},
+		{permits, "p.renew(t, at, now, l)", "p.keep(t, now)"},
 	}, rules},
 	{"a bucket that charges what it refuses", []edit{
 		{bucket, "local taken = admitted * cost", "local taken = max(1, admitted) * cost"},

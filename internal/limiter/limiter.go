@@ -36,7 +36,8 @@ type Limit struct {
 	// under way at a time.
 	Requests int64 `json:"requests"`
 	// Window is a whole number of microseconds, from 10 ms to 8784 h. In JSON it is nanoseconds.
-	// CalendarWindow has none. Of Concurrency it is how long a permit lasts that nobody renews.
+	// CalendarWindow has none. Of Concurrency it is how long a permit lasts that nobody renews, at least: up to a
+	// 64th longer.
 	Window time.Duration `json:"window,omitempty"`
 	// Calendar has the windows of CalendarWindow; other algorithms ignore it.
 	Calendar Calendar `json:"calendar,omitzero"`
@@ -103,10 +104,12 @@ type Verdict struct {
 	// Remaining is what is left after this request, rounded down: with 10 a second and 6 taken it is 4.
 	Remaining int64
 	// RetryAfter is how long to wait until the same request fits, if nobody else takes anything
-	// meanwhile. Zero when allowed, and only then; [Never] when the cost is above the capacity.
+	// meanwhile. Zero when allowed, and only then; [Never] when the cost is above the capacity. Of Concurrency it
+	// promises nothing: permits come back at any time.
 	RetryAfter time.Duration
 	// ResetAfter is how long Remaining has to last: the end of a fixed window, the time in which a bucket or a queue
-	// gains as much again (one token, when nothing is left), the time until a sliding window has more.
+	// gains as much again (one token, when nothing is left), the time until a sliding window has more. Of Concurrency
+	// it is when to ask again.
 	ResetAfter time.Duration
 	// Wait is how long the request has to be held before it may go on, from when the verdict is there: until its
 	// slot in a queue. Zero for all other algorithms, for a shadow hit, which holds nobody, and where nothing was

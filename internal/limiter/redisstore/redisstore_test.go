@@ -279,6 +279,59 @@ func TestSpoiledCounters(t *testing.T) {
 	}
 }
 
+func TestOtherTypes(t *testing.T) {
+	client, ctx := redistest.Start(t).Client(t), t.Context()
+	store := redisstore.New(client)
+	for _, algorithm := range []limiter.Algorithm{limiter.SlidingWindowLog, limiter.Concurrency, limiter.TokenBucket} {
+		hit := limiter.Hit{Key: "a", Limit: limiter.Limit{Algorithm: algorithm, Requests: 5, Window: time.Hour, Burst: 5}, Cost: 1}
+		for name, cmd := range map[string][]any{
+			"a string of no layout":      {"SET", "a", "x"},
+			"a string of another layout": {"SETEX", "a", 7200, "\xff123456"},
+			"a set":                      {"SADD", "a", "x"},
+			"a hash of no layout":        {"HSET", "a", "x", "y"},
+			"a hash of another layout":   {"HSET", "a", "", "\xff123456"},
+		} {
+			t.Run(fmt.Sprint(name, " is no state of ", algorithm, ", and is replaced"), func(t *testing.T) {
+				client.Del(ctx, "a")
+				if err := client.Do(ctx, cmd...).Err(); err != nil {
+					t.Fatal(err)
+				}
+				remaining, errs := redisstore.Decide(store, batchOf(hit, 2))
+				if diff := cmp.Diff([]int64{4, 3}, remaining); diff != "" {
+					t.Errorf("remaining (-want +got):\n%s\n%v", diff, errs)
+				}
+				if v := take(t, store, hit); v.Remaining != 2 {
+					t.Errorf("%d remain, not 2", v.Remaining)
+				}
+				if ttl := client.TTL(ctx, "a").Val(); ttl <= 0 {
+					t.Errorf("it lives for %s", ttl)
+				}
+			})
+		}
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	store := redisstore.New(redistest.Start(t).Client(t))
+	for _, algorithm := range []limiter.Algorithm{limiter.SlidingWindowLog, limiter.Concurrency} {
+		t.Run(fmt.Sprint(algorithm, " admits all that it ever can in one batch"), func(t *testing.T) {
+			const all = 10_000
+			hit := limiter.Hit{Key: string(algorithm), Limit: limiter.Limit{Algorithm: algorithm, Requests: all, Window: time.Hour}, Cost: 1}
+			var want []int64
+			for n := range int64(all) {
+				want = append(want, all-1-n)
+			}
+			remaining, _ := redisstore.Decide(store, batchOf(hit, all))
+			if diff := cmp.Diff(want, remaining); diff != "" {
+				t.Errorf("remaining, or -1 for an error (-want +got):\n%s", diff)
+			}
+			if v := take(t, store, hit); v.Allowed {
+				t.Errorf("one more got %+v", v)
+			}
+		})
+	}
+}
+
 // deaf is a client that makes its calls, and never hears the answers.
 type deaf struct {
 	redis.Scripter

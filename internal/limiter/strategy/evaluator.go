@@ -112,9 +112,9 @@ func (e *Evaluator) Amend(now int64, h *limiter.Hit, c *Counter, receipt int64, 
 	if len(state) == 0 {
 		return
 	}
+	expires := c.Expires
 	e.taking.reset()
 	s.Amend(&e.taking, state, now, &h.Limit, Charge{Cost: costOf(h), Receipt: receipt, Renew: renew})
-	expires := c.Expires
 	c.keep(s, now, &e.taking)
 	// What was taken under another limit since can count for longer.
 	c.Expires = max(c.Expires, expires)

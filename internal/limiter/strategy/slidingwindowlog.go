@@ -26,7 +26,7 @@ const maxEntries = 10_000
 //
 // Another limit counts the same elements, for its own window; but those that had left the window of the last request
 // that was admitted may be gone. An element whose time is ahead of a clock that was set back a little is waited for:
-// what is admitted meanwhile counts for as long as it does.
+// what is admitted meanwhile counts for as long as it does. A charge can be refunded while at most 256 came after it.
 var slidingWindowLog = Strategy{
 	code:     9,
 	layout:   9,
