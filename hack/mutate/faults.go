@@ -20,6 +20,7 @@ const (
 	approximate = "internal/limiter/strategy/slidingwindowapproximate.go"
 	log         = "internal/limiter/strategy/slidingwindowlog.go"
 	permits     = "internal/limiter/strategy/concurrency.go"
+	queue       = "internal/limiter/strategy/leakybucketqueue.go"
 	call        = "internal/limiter/strategy/call.go"
 	evaluator   = "internal/limiter/strategy/evaluator.go"
 	prelude     = "internal/limiter/strategy/prelude.lua"
@@ -80,6 +81,17 @@ var faults = []fault{
 	{"a permit that expires though it is renewed", []edit{
 		{permits, "if renew then\n      extend(p, id, cost)", "if renew then\n"},
 		{permits, "p.renew(t, at, now, l)", "p.keep(t, now)"},
+	{"a queue that refuses who comes as late as it may", []edit{
+		{queue, "part <= longest_part", "part < longest_part"},
+		{queue, "!q.next.after(latest)", "latest.after(q.next)"},
+	}, rules},
+	{"a queue that gives a hole to two", []edit{
+		{queue, "header .. sub(holes, used + 1), true", "header .. holes, true"},
+		{queue, "t.Next = append(q.header(t.Next), q.holes...)\n\tt.TTL", "t.Next = append(q.header(t.Next), before...)\n\tt.TTL"},
+	}, rules},
+	{"a queue that moves its last slot for any that is given back", []edit{
+		{queue, "if told == receipt then", "if told >= receipt then"},
+		{queue, "case last.ceil() == c.Receipt:", "case last.ceil() >= c.Receipt:"},
 	}, rules},
 	{"a bucket that charges what it refuses", []edit{
 		{bucket, "local taken = admitted * cost", "local taken = max(1, admitted) * cost"},
