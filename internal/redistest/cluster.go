@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -163,7 +164,7 @@ func (c *Cluster) Slot(ctx context.Context, key string) (int, error) {
 	return int(slot), err
 }
 
-// Move moves slots with all their keys from one master to another, one after the other, while both serve them.
+// Move moves slots with all their keys from one master to another, 50 at a time, while both serve them.
 func (c *Cluster) Move(ctx context.Context, from, to *Server, slots ...int) error {
 	m := move{source: from.client(), target: to.client(), to: to}
 	defer func() { _ = errors.Join(m.source.Close(), m.target.Close()) }()
@@ -174,8 +175,8 @@ func (c *Cluster) Move(ctx context.Context, from, to *Server, slots ...int) erro
 	if m.targetID, err = m.target.Do(ctx, "CLUSTER", "MYID").Text(); err != nil {
 		return fmt.Errorf("naming %s: %w", to.Addr, err)
 	}
-	for _, slot := range slots {
-		if err := m.slot(ctx, slot); err != nil {
+	for some := range slices.Chunk(slots, 50) {
+		if err := m.slots(ctx, some); err != nil {
 			return err
 		}
 	}
@@ -189,23 +190,36 @@ type move struct {
 	to                 *Server
 }
 
-func (m *move) slot(ctx context.Context, slot int) error {
-	if err := m.target.Do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", m.sourceID).Err(); err != nil {
-		return fmt.Errorf("importing slot %d: %w", slot, err)
+func (m *move) slots(ctx context.Context, slots []int) error {
+	if err := set(ctx, m.target, slots, "IMPORTING", m.sourceID); err != nil {
+		return fmt.Errorf("importing slots: %w", err)
 	}
-	if err := m.source.Do(ctx, "CLUSTER", "SETSLOT", slot, "MIGRATING", m.targetID).Err(); err != nil {
-		return fmt.Errorf("migrating slot %d: %w", slot, err)
+	if err := set(ctx, m.source, slots, "MIGRATING", m.targetID); err != nil {
+		return fmt.Errorf("migrating slots: %w", err)
 	}
-	if err := m.keys(ctx, slot); err != nil {
-		return fmt.Errorf("moving the keys of slot %d: %w", slot, err)
+	for _, slot := range slots {
+		if err := m.keys(ctx, slot); err != nil {
+			return fmt.Errorf("moving the keys of slot %d: %w", slot, err)
+		}
 	}
-	// The new owner first: between the two, the slot would else have none.
+	// The new owner first: between the two, the slots would else have none.
 	for _, node := range []*redis.Client{m.target, m.source} {
-		if err := node.Do(ctx, "CLUSTER", "SETSLOT", slot, "NODE", m.targetID).Err(); err != nil {
-			return fmt.Errorf("settling slot %d: %w", slot, err)
+		if err := set(ctx, node, slots, "NODE", m.targetID); err != nil {
+			return fmt.Errorf("settling slots: %w", err)
 		}
 	}
 	return nil
+}
+
+// set has a node set slots at once: for each that came alone it would write a file and wait for the disk.
+func set(ctx context.Context, node *redis.Client, slots []int, state, id string) error {
+	_, err := node.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for _, slot := range slots {
+			p.Do(ctx, "CLUSTER", "SETSLOT", slot, state, id)
+		}
+		return nil
+	})
+	return err
 }
 
 // keys moves all keys of a slot.
