@@ -24,8 +24,8 @@ func NewClusterOf(client *redis.ClusterClient, circuit func() Circuit, change fu
 }
 
 // ByPartition gives a store whose calls all find their way by themselves.
-func ByPartition(c *Cluster, hit limiter.Hit) *Store {
-	return c.find(context.Background(), hit.Key).store
+func ByPartition(ctx context.Context, c *Cluster, hit limiter.Hit) *Store {
+	return c.find(ctx, hit.Key).store
 }
 
 // Decide decides requests of one hit in one batch, and gives what remains after each. It is -1 after an error.

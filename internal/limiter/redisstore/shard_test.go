@@ -253,12 +253,53 @@ func TestPipelines(t *testing.T) {
 	})
 }
 
+// valve is a circuit that is open when it is told to be.
+type valve struct{ open atomic.Bool }
+
+func (v *valve) Do(_ context.Context, call func() error) error {
+	if v.open.Load() {
+		return limiter.ErrNotAsked
+	}
+	return call()
+}
+
+func TestAnOpenCircuit(t *testing.T) {
+	cluster := redistest.StartCluster(t)
+	var valves []*valve
+	store := redisstore.NewCluster(dial(t, cluster.URL()+patience), func() redisstore.Circuit {
+		valves = append(valves, &valve{})
+		return valves[len(valves)-1]
+	})
+	limit := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 9, Window: year}
+	first, last := counters(t, cluster, 1, limit, 0, slots/3)[0], counters(t, cluster, 1, limit, slots/3+1, 2*slots/3)[0]
+	// The first answer brings the map of the slots. Then each shard gets a circuit when it is first asked.
+	for _, hit := range []limiter.Hit{first, first, last} {
+		take(t, store, hit)
+	}
+	valves[len(valves)-1].open.Store(true)
+	t.Run("charges nothing, not even to the shards that were asked before", func(t *testing.T) {
+		if _, err := store.Take(t.Context(), []limiter.Hit{first, last}); !errors.Is(err, limiter.ErrNotAsked) {
+			t.Errorf("the error is %v", err)
+		}
+		peek := first
+		peek.Cost = 0
+		if left := take(t, store, peek).Remaining; left != 7 {
+			t.Errorf("%d are left, not 7", left)
+		}
+	})
+	t.Run("is that of one shard", func(t *testing.T) {
+		if left := take(t, store, first).Remaining; left != 6 {
+			t.Errorf("%d are left, not 6", left)
+		}
+	})
+}
+
 // BenchmarkCluster tells the time of a decision, 64 callers together, and how much of it all nodes work.
 func BenchmarkCluster(b *testing.B) {
 	cluster := redistest.StartCluster(b)
 	store := redisstore.NewCluster(dial(b, cluster.URL()), circuit)
 	b.Run("a call for each partition", func(b *testing.B) {
-		benchmarkCluster(b, cluster, func(h limiter.Hit) limiter.Store { return redisstore.ByPartition(store, h) })
+		benchmarkCluster(b, cluster, func(h limiter.Hit) limiter.Store { return redisstore.ByPartition(b.Context(), store, h) })
 	})
 	b.Run("a pipeline for each shard", func(b *testing.B) {
 		benchmarkCluster(b, cluster, func(limiter.Hit) limiter.Store { return store })
