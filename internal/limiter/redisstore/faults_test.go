@@ -258,8 +258,9 @@ func testShardFails(t *testing.T, cluster *redistest.Cluster, fail func(*rediste
 		budget = 400 * time.Millisecond
 		// The nodes of the test are missed after 2 s.
 		expected = 2*time.Second + 3500*time.Millisecond
-		// following is how long it takes at most to find a master that there is.
-		following = 2500 * time.Millisecond
+		// following is more than it takes to find a master that there is, and a sixth of the minute that the client
+		// library takes by itself.
+		following = 10 * time.Second
 	)
 	store := guard.Deadline(redisstore.NewCluster(dial(t, cluster.URL()), circuit), budget)
 	limit := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 1_000_000_000, Window: year, Burst: 1_000_000_000}
@@ -288,7 +289,7 @@ func testShardFails(t *testing.T, cluster *redistest.Cluster, fail func(*rediste
 	}
 	// None is what is expected. But a busy machine can stop all for longer than the budget, and it would be most of
 	// them if they shared the circuit of the shard that fails.
-	if n := well.failed.Load(); n > well.asked.Load()/20 {
+	if n := well.failed.Load(); n > well.asked.Load()/5 {
 		t.Errorf("%d of %d requests to other shards failed, the last with %v", n, well.asked.Load(), well.last)
 	}
 	if waited := lost.failed.Load() - lost.refused.Load(); waited > lost.failed.Load()/2 {
