@@ -81,6 +81,7 @@ var faults = []fault{
 	{"a permit that expires though it is renewed", []edit{
 		{permits, "if renew then\n      extend(p, id, cost)", "if renew then\n"},
 		{permits, "p.renew(t, at, now, l)", "p.keep(t, now)"},
+	}, rules},
 	{"a queue that refuses who comes as late as it may", []edit{
 		{queue, "part <= longest_part", "part < longest_part"},
 		{queue, "!q.next.after(latest)", "latest.after(q.next)"},
@@ -134,7 +135,7 @@ var faults = []fault{
 	}, stores},
 	{"a refund that is lost", []edit{
 		{takeLua, "if next then store(counter, first, next) end", "if next == 0 then store(counter, first, next) end"},
-		{evaluator, "Renew: renew})\n\tc.keep(s, now, &e.taking)", "Renew: renew})"},
+		{evaluator, "\tc.keep(s, now, &e.taking)\n\t// What", "\t// What"},
 	}, rules},
 	{"a refund of more than was taken", []edit{
 		{bucket, "min(burst, level + max(0, cost - lost))", "min(burst, level + cost)"},
