@@ -39,18 +39,17 @@ const (
 // looks for an order in which the Go twins decide alike. What was given up may have been decided, or not.
 func TestLinearizable(t *testing.T) {
 	server := redistest.Start(t)
-	testLinearizable(t, "", onServer(t, server, redisstore.NewOf(server.Client(t), onClock)))
+	testLinearizable(t, times(200, 1_000), "", onServer(t, server, redisstore.NewOf(server.Client(t), onClock)))
 }
 
 // TestLinearizableOnACluster has each pair of counters in a partition of its own, all on one shard.
 func TestLinearizableOnACluster(t *testing.T) {
-	testLinearizable(t, " on a cluster", onCluster(t, redistest.StartCluster(t)))
+	testLinearizable(t, times(20, 200), " on a cluster", onCluster(t, redistest.StartCluster(t)))
 }
 
-func testLinearizable(t *testing.T, where string, s setting) {
+func testLinearizable(t *testing.T, histories int, where string, s setting) {
 	names := strategy.Names()
 	asked, givenUp, ordered := 0, 0, 0
-	histories := times(20, 200)
 	for n := range histories {
 		mix := []limiter.Algorithm{names[n%len(names)], names[(n+n/len(names))%len(names)]}
 		t.Run(fmt.Sprintf("history %d of %s and %s%s has an order", n, mix[0], mix[1], where), func(t *testing.T) {

@@ -81,7 +81,7 @@ func TestExactAcrossProcessesOnACluster(t *testing.T) {
 func testExactAcrossProcesses(t *testing.T, where, url string, prepare func(*testing.T, *rand.Rand) string) {
 	for _, algorithm := range []limiter.Algorithm{limiter.FixedWindow, limiter.TokenBucket} {
 		t.Run(fmt.Sprintf("64 clients of 4 processes are admitted 1,000 times by %s%s", algorithm, where), func(t *testing.T) {
-			seeds, exact := times(3, 50), 0
+			seeds, exact := times(50, 200), 0
 			for range seeds {
 				seed := rand.Uint64()
 				key := prepare(t, rand.New(rand.NewPCG(seed, 0)))
