@@ -39,7 +39,7 @@ const (
 // looks for an order in which the Go twins decide alike. What was given up may have been decided, or not.
 func TestLinearizable(t *testing.T) {
 	server := redistest.Start(t)
-	testLinearizable(t, times(200, 1_000), "", onServer(t, server, redisstore.NewOf(server.Client(t), onClock)))
+	testLinearizable(t, times(60, 200), "", onServer(t, server, redisstore.NewOf(server.Client(t), onClock)))
 }
 
 // TestLinearizableOnACluster has each pair of counters in a partition of its own, all on one shard.
@@ -179,6 +179,8 @@ type rehearsal struct {
 	setting
 	seed   uint64
 	random *rand.Rand
+	// stalls says that there are times without an answer to anybody.
+	stalls bool
 	// limits are of the counters, two for each pair.
 	limits [2 * pairs]limiter.Limit
 	// held are the charges that each client can give back. A client is alone with its own.
@@ -195,7 +197,9 @@ func newRehearsal(t *testing.T, s setting, mix []limiter.Algorithm) *rehearsal {
 	if err := s.flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	r := &rehearsal{setting: s, seed: rand.Uint64()}
+	// Each permit has an id of its own. Many requests at once that may or may not have got one are more orders than can
+	// be tried.
+	r := &rehearsal{setting: s, seed: rand.Uint64(), stalls: !slices.Contains(mix, limiter.Concurrency)}
 	r.random = rand.New(rand.NewPCG(r.seed, 0))
 	for i := range r.limits {
 		r.limits[i] = limiter.Limit{
@@ -211,7 +215,8 @@ func newRehearsal(t *testing.T, s setting, mix []limiter.Algorithm) *rehearsal {
 	return r
 }
 
-// run gives a history. In the second phase and in the seventh, Redis stops until all clients have given up.
+// run gives a history. If it has stalls, Redis stops in the second phase and in the seventh until all clients have
+// given up.
 func (r *rehearsal) run(t *testing.T) []porcupine.Operation {
 	t.Helper()
 	now := storetest.Epoch.UnixMicro()
@@ -219,7 +224,7 @@ func (r *rehearsal) run(t *testing.T) []porcupine.Operation {
 		if err := r.set(t.Context(), now); err != nil {
 			t.Fatal(err)
 		}
-		if phase == 1 || phase == 6 {
+		if r.stalls && (phase == 1 || phase == 6) {
 			r.stall(t, phase, now)
 		}
 		r.together(func(id int, random *rand.Rand) {
