@@ -22,6 +22,7 @@ const (
 	permits     = "internal/limiter/strategy/concurrency.go"
 	queue       = "internal/limiter/strategy/leakybucketqueue.go"
 	call        = "internal/limiter/strategy/call.go"
+	table       = "internal/limiter/strategy/table.go"
 	evaluator   = "internal/limiter/strategy/evaluator.go"
 	prelude     = "internal/limiter/strategy/prelude.lua"
 	takeLua     = "internal/limiter/strategy/take.lua"
@@ -154,7 +155,7 @@ var faults = []fault{
 		{call, "if c.last[counter] != g {", "if false {"},
 	}, rules},
 	{"equal requests of which each is told the same", []edit{
-		{call, "p.Later = (charged - 1 - nth) * p.Cost", "p.Later = 0"},
+		{table, "return (p.Charged - 1 - p.Nth) * p.Cost", "return 0"},
 	}, rules},
 	{"a batch in which each hit has its neighbor's verdict", []edit{
 		{call, "h, a := &g.Hits[i], &answers[i]", "h, a := &g.Hits[i], &answers[max(0, i-1)]"},
@@ -169,16 +170,16 @@ var faults = []fault{
 	{"a batch that is sent again after any error", []edit{
 		{store, "len(requests) > 1 && spoiled(err)", "len(requests) > 1"},
 	}, redisStore},
-	{"a batch that is sent again whole after NOSCRIPT", []edit{
-		{store, "return s.batch.Run(ctx, client, c.Keys(), c.Args()...).Slice()", `if err := s.batch.EvalSha(ctx, client, c.Keys(), c.Args()...).Err(); err != nil {
-		return s.batch.Eval(ctx, client, c.Keys(), c.Args()...).Slice()
-	}
-	return s.batch.EvalSha(ctx, client, c.Keys(), c.Args()...).Slice()`},
+	{"a batch that is sent again whole after any error", []edit{
+		{store, "reply, err := script.Run(context.Background(), s.client, call.Keys(), args...).Slice()", `reply, err := script.EvalSha(context.Background(), s.client, call.Keys(), args...).Slice()
+	if err != nil {
+		reply, err = script.Eval(context.Background(), s.client, call.Keys(), args...).Slice()
+	}`},
 	}, redisStore},
 	{"a call that is sent again after silence", []edit{
-		{store, "reply, err := s.scripts.run(context.Background(), s.client, call)", `reply, err := s.scripts.run(context.Background(), s.client, call)
+		{store, "reply, err := script.Run(context.Background(), s.client, call.Keys(), args...).Slice()", `reply, err := script.Run(context.Background(), s.client, call.Keys(), args...).Slice()
 	if Unanswered(err) {
-		reply, err = s.scripts.run(context.Background(), s.client, call)
+		reply, err = script.Run(context.Background(), s.client, call.Keys(), args...).Slice()
 	}`},
 	}, redisStore},
 	{"a client that sends again what was not answered", []edit{

@@ -33,12 +33,12 @@ func newScripts(change func(source string) string) scripts {
 	return s
 }
 
-// run has Redis decide a call. It sends the script's text after NOSCRIPT, which says that the call was not executed.
-func (s scripts) run(ctx context.Context, client redis.Scripter, c *strategy.Call) ([]any, error) {
+// of gives the script that decides a call, and its arguments.
+func (s scripts) of(c *strategy.Call) (*redis.Script, []any) {
 	if a, args, ok := c.One(); ok {
-		return s.one[a].Run(ctx, client, c.Keys(), args...).Slice()
+		return s.one[a], args
 	}
-	return s.batch.Run(ctx, client, c.Keys(), c.Args()...).Slice()
+	return s.batch, c.Args()
 }
 
 // Store is a [limiter.Store] that all who use one Redis share. Requests that come at once are decided in one
@@ -154,16 +154,18 @@ func (s *Store) run(call *strategy.Call, now int64, requests []strategy.Request)
 	for _, r := range requests {
 		call.Add(r)
 	}
-	reply, err := s.scripts.run(context.Background(), s.client, call)
+	script, args := s.scripts.of(call)
+	// Run sends the script's text after NOSCRIPT, which says that the call was not executed.
+	reply, err := script.Run(context.Background(), s.client, call.Keys(), args...).Slice()
 	if err != nil {
 		return nil, fmt.Errorf("taking from Redis: %w", err)
 	}
 	return call.Verdicts(reply)
 }
 
-// spoiled says whether a call failed for what one of its counters holds: a state that no rule can read. The script reads and computes before it writes, so nothing was charged, and
-// the requests can be sent again without the one that spoils it for all. No other error says so much, but
-// that some counters of the call are on their way to another shard.
+// spoiled says whether a call failed for what one of its counters holds: a state that no rule can read. The script
+// reads and computes before it writes, so nothing was charged, and the requests can be sent again without the one that
+// spoils it for all. No other error says so much, but that some counters of the call are on their way to another shard.
 func spoiled(err error) bool {
 	return redis.HasErrorPrefix(err, "user_script:") || underWay(err)
 }

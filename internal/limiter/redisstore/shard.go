@@ -46,7 +46,9 @@ func (s *shard) decide(requests []strategy.Request) []answer {
 	// The error is that of one of the calls, which tells it by itself.
 	_, _ = s.node.Pipelined(context.Background(), func(pipe redis.Pipeliner) error {
 		for _, c := range calls {
-			c.reply = s.scripts.add(pipe, &c.call)
+			// Only if the node knows the script: a pipeline can't send its text after NOSCRIPT.
+			script, args := s.scripts.of(&c.call)
+			c.reply = script.EvalSha(context.Background(), pipe, c.call.Keys(), args...)
 		}
 		return nil
 	})
@@ -77,14 +79,6 @@ func (s *shard) share(requests []strategy.Request) []*shardCall {
 		c.places = append(c.places, i)
 	}
 	return calls
-}
-
-// add has a pipeline decide a call, if the node knows the script.
-func (s scripts) add(pipe redis.Pipeliner, c *strategy.Call) *redis.Cmd {
-	if a, args, ok := c.One(); ok {
-		return s.one[a].EvalSha(context.Background(), pipe, c.Keys(), args...)
-	}
-	return s.batch.EvalSha(context.Background(), pipe, c.Keys(), c.Args()...)
 }
 
 // shardCall is what of a batch is of one partition.

@@ -102,7 +102,7 @@ func (b bucket) fills(now int64) int64 {
 
 // tellBucket makes a verdict.
 func tellBucket(b bucket, now, most int64, p Place) limiter.Verdict {
-	b.level += float64(p.Later)
+	b.level += float64(p.later())
 	remaining := math.Floor(max(0, b.level+tolerance))
 	owed := remaining
 	if remaining == 0 {

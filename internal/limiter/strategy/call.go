@@ -72,7 +72,7 @@ type group struct {
 type place struct{ group, nth int }
 
 // Reset makes the call one without requests. Now is microseconds since the Unix epoch: the caller's time, or what
-// [ErrStale] told it of Redis's.
+// a [StaleError] told it of Redis's.
 func (c *Call) Reset(now int64) {
 	if c.counters == nil {
 		c.counters, c.known = map[string]int{}, map[term]int{}
@@ -295,11 +295,8 @@ func (c *Call) tellOne(verdicts []limiter.Verdict, now int64, g *group, answers 
 		if h.Shadow && nth >= admitted {
 			continue
 		}
-		charged := min(a.admitted, admitted)
-		p := Place{Cost: costOf(h), Nth: nth, Charged: charged, Allowed: nth < a.admitted || !h.Shadow && a.admitted > admitted}
-		if nth < charged {
-			p.Later = (charged - 1 - nth) * p.Cost
-		}
+		p := Place{Cost: costOf(h), Nth: nth, Charged: min(a.admitted, admitted)}
+		p.Allowed = nth < a.admitted || !h.Shadow && a.admitted > admitted
 		verdicts[i] = of(h.Limit.Algorithm).tell(c.state(a), now, h, p)
 	}
 }

@@ -311,7 +311,7 @@ func tellConcurrency(said []byte, _ int64, l *limiter.Limit, p Place) limiter.Ve
 	_, given := unpack(said[8:])
 	v := limiter.Verdict{
 		Allowed:    p.Allowed,
-		Remaining:  max(0, l.Requests-int64(used)+p.Later),
+		Remaining:  max(0, l.Requests-int64(used)+p.later()),
 		ResetAfter: min(tryAgain, l.Window),
 	}
 	if p.Nth < int64(given) {

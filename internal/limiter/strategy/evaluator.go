@@ -11,7 +11,7 @@ type Counter struct {
 	// Layout tells how State was written: to strategies with states of another layout the counter is as if
 	// nothing was taken.
 	Layout byte
-	// State is the same bytes as in Redis, without the layout before them.
+	// State is the same bytes as in Redis, without the header before them.
 	State []byte
 	// Expires, in microseconds since the Unix epoch, is when the counter can be forgotten.
 	Expires int64

@@ -105,7 +105,7 @@ func fitting(left, cost, times int64) int64 {
 func tellWindow(w window, now int64, l *limiter.Limit, p Place) limiter.Verdict {
 	v := limiter.Verdict{
 		Allowed:    p.Allowed,
-		Remaining:  max(0, l.Requests-w.count+p.Later),
+		Remaining:  max(0, l.Requests-w.count+p.later()),
 		ResetAfter: wait(float64(w.finish - now)),
 		Receipt:    w.finish,
 	}

@@ -95,7 +95,7 @@ func takeSlidingWindowApproximate(t *Taking, state []byte, at int64, l *limiter.
 func tellSlidingWindowApproximate(said []byte, at int64, l *limiter.Limit, p Place) limiter.Verdict {
 	now, requests := float64(at), float64(l.Requests)
 	w := loadWindows(said, at, l)
-	w.current -= float64(p.Later)
+	w.current -= float64(p.later())
 	remaining := math.Floor(max(0, requests-w.count(now)+tolerance))
 	reset := w.finish
 	if remaining < requests {

@@ -356,7 +356,7 @@ func tellSlidingWindowLog(said []byte, now int64, l *limiter.Limit, p Place) lim
 	more, fits := unpack(said[16:])
 	v := limiter.Verdict{
 		Allowed:    p.Allowed,
-		Remaining:  max(0, l.Requests-int64(total)+p.Later),
+		Remaining:  max(0, l.Requests-int64(total)+p.later()),
 		ResetAfter: wait(more - float64(now)),
 		Receipt:    int64(at),
 	}

@@ -145,7 +145,7 @@ func takeSlidingWindowRing(t *Taking, state []byte, now int64, l *limiter.Limit,
 
 func tellSlidingWindowRing(said []byte, now int64, l *limiter.Limit, p Place) limiter.Verdict {
 	r := loadRing(said, now, l)
-	total := r.total - p.Later
+	total := r.total - p.later()
 	v := limiter.Verdict{
 		Allowed:    p.Allowed,
 		Remaining:  max(0, l.Requests-total),

@@ -52,7 +52,7 @@ type Strategy struct {
 	// reads a state that it doesn't understand: it takes it for an empty one. A new layout takes a new number,
 	// and an old one is never used again.
 	code, layout byte
-	// smallest is how many bytes at least follow the layout in what Take says.
+	// smallest is how many bytes at least follow the header in what Take says.
 	smallest int
 	// lua is the body of a Lua function of the parameters that gives Take as a function of state, which is the
 	// counter's whole value or nil when empty, cost, times and counter, which is its index in KEYS. That gives how
@@ -108,9 +108,16 @@ func (t *Taking) reset() {
 type Place struct {
 	Cost    int64
 	Allowed bool
-	// Nth counts them from 0. The first ones are charged, as many as Charged, and Later is what those of them that come
-	// after this one cost.
-	Nth, Charged, Later int64
+	// Nth counts them from 0. The first ones are charged, as many as Charged.
+	Nth, Charged int64
+}
+
+// later is what those that are charged and come after this one cost.
+func (p Place) later() int64 {
+	if p.Nth >= p.Charged {
+		return 0
+	}
+	return (p.Charged - 1 - p.Nth) * p.Cost
 }
 
 // Charge is what was taken from a counter.
