@@ -38,6 +38,7 @@ import (
 	"github.com/weir-dev/weir/internal/controller"
 	"github.com/weir-dev/weir/internal/redisclient"
 	"github.com/weir-dev/weir/internal/usage"
+	"github.com/weir-dev/weir/internal/workload"
 )
 
 // version is set by the linker.
@@ -120,10 +121,10 @@ func newManager(kube *rest.Config, o options, logger logr.Logger) (ctrl.Manager,
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
 				&appsv1.ControllerRevision{}: {Label: labels.NewSelector().Add(*accepted)},
-				&corev1.Service{}:            {Transform: controller.KeepSelector},
-				&appsv1.Deployment{}:         {Transform: controller.KeepSelector},
-				&appsv1.StatefulSet{}:        {Transform: controller.KeepSelector},
-				&appsv1.DaemonSet{}:          {Transform: controller.KeepSelector},
+				&corev1.Service{}:            {Transform: workload.KeepSelector},
+				&appsv1.Deployment{}:         {Transform: workload.KeepSelector},
+				&appsv1.StatefulSet{}:        {Transform: workload.KeepSelector},
+				&appsv1.DaemonSet{}:          {Transform: workload.KeepSelector},
 			},
 		},
 		Metrics: metricsserver.Options{

@@ -30,6 +30,7 @@ import (
 	"github.com/weir-dev/weir/api/v1alpha1"
 	"github.com/weir-dev/weir/internal/configstore"
 	"github.com/weir-dev/weir/internal/policy"
+	"github.com/weir-dev/weir/internal/workload"
 )
 
 // publishRetry bounds how long a failed publication waits for its next try.
@@ -90,8 +91,8 @@ func (r *SnapshotReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		WithOptions(controller.Options{
 			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](50*time.Millisecond, publishRetry),
 		})
-	for _, newObject := range kinds {
-		b = b.Watches(newObject(), toNamespace, builder.WithPredicates(workloadChanged))
+	for _, newObject := range workload.Kinds {
+		b = b.Watches(newObject(), toNamespace, builder.WithPredicates(workload.Changed))
 	}
 	if err := b.Complete(r); err != nil {
 		return fmt.Errorf("setting up the snapshot controller: %w", err)
@@ -180,7 +181,7 @@ func (r *SnapshotReconciler) decide(ctx context.Context, policies []v1alpha1.Rat
 	if err != nil {
 		return nil, err
 	}
-	workloads, err := lookUpWorkloads(ctx, r.client, namespace, refsOf(policies, accepted))
+	workloads, err := workload.LookUp(ctx, r.client, namespace, refsOf(policies, accepted))
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package controller
+// Package workload looks up what policies target.
+package workload
 
 import (
 	"context"
@@ -20,19 +21,20 @@ import (
 	"github.com/weir-dev/weir/internal/policy"
 )
 
-// kinds are those that a targetRef can name, by the ref's kind.
-var kinds = map[string]func() client.Object{
+// Kinds make an empty object of each kind that a targetRef can name, by the ref's kind.
+var Kinds = map[string]func() client.Object{
 	"Service":     func() client.Object { return &corev1.Service{} },
 	"Deployment":  func() client.Object { return &appsv1.Deployment{} },
 	"StatefulSet": func() client.Object { return &appsv1.StatefulSet{} },
 	"DaemonSet":   func() client.Object { return &appsv1.DaemonSet{} },
 }
 
-// lookUpWorkloads gets what the policies of a namespace, present and last accepted, refer to.
-func lookUpWorkloads(ctx context.Context, c client.Client, namespace string, refs []v1alpha1.TargetRef) (policy.Workloads, error) {
+// LookUp gets what the policies of a namespace refer to. Refs that name nothing, or a kind that can't be
+// targeted, are left out.
+func LookUp(ctx context.Context, c client.Reader, namespace string, refs []v1alpha1.TargetRef) (policy.Workloads, error) {
 	found := policy.Workloads{}
 	for _, ref := range refs {
-		newObject, ok := kinds[ref.Kind]
+		newObject, ok := Kinds[ref.Kind]
 		if _, known := found[ref]; known || !ok {
 			continue
 		}
@@ -44,13 +46,13 @@ func lookUpWorkloads(ctx context.Context, c client.Client, namespace string, ref
 		if err != nil {
 			return nil, fmt.Errorf("looking up %s %s: %w", ref.Kind, ref.Name, err)
 		}
-		found[ref] = workloadOf(o)
+		found[ref] = seen(o)
 	}
 	return found, nil
 }
 
-// workloadOf gives what policies see of a workload.
-func workloadOf(o client.Object) policy.Workload {
+// seen gives what policies see of a workload.
+func seen(o client.Object) policy.Workload {
 	switch o := o.(type) {
 	case *appsv1.Deployment:
 		return policy.Workload{Pods: o.Spec.Selector}
@@ -94,10 +96,10 @@ func KeepSelector(o any) (any, error) {
 	return o, nil
 }
 
-// workloadChanged lets through those events that can change what a policy applies to: a Deployment's
+// Changed lets through those events that can change what a policy applies to: a Deployment's
 // status changes all the time.
-var workloadChanged = predicate.Funcs{
+var Changed = predicate.Funcs{
 	UpdateFunc: func(e event.UpdateEvent) bool {
-		return !equality.Semantic.DeepEqual(workloadOf(e.ObjectOld), workloadOf(e.ObjectNew))
+		return !equality.Semantic.DeepEqual(seen(e.ObjectOld), seen(e.ObjectNew))
 	},
 }
