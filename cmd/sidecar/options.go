@@ -29,8 +29,10 @@ type options struct {
 	podLabelsFile   string
 	redis           string
 	configRedis     string
+	credentialsDir  string
 	instance        string
 	adminAddress    string
+	probeAddress    string
 	decisionTimeout time.Duration
 	trustedProxies  proxy.TrustedProxies
 	bootstrap       bootstrapMode
@@ -67,8 +69,10 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.StringVar(&o.podLabelsFile, "pod-labels-file", "", "`file` with this pod's labels, as the downward API writes it")
 	fs.StringVar(&o.redis, "redis", "", "`URL` of the Redis to count in; without one, --policies count in process")
 	fs.StringVar(&o.configRedis, "config-redis", "", "`URL` of the Redis that policies are published in (default: --redis)")
+	fs.StringVar(&o.credentialsDir, "redis-credentials", "", "`folder` with the files username and password for Redis, which may change (default: those of the URLs)")
 	fs.StringVar(&o.instance, "instance", "default", "`name` of the installation; must be the manager's")
 	fs.StringVar(&o.adminAddress, "admin-listen", "127.0.0.1:15090", "`address` of /metrics, /healthz, /readyz and /debug/snapshot")
+	fs.StringVar(&o.probeAddress, "probe-listen", "", "`address` of /healthz and /readyz alone, for who can't reach --admin-listen (default: none)")
 	fs.Var((*duration)(&o.decisionTimeout), "decision-timeout", "longest `time` to wait for Redis; then onStoreFailure decides")
 	fs.Func("trusted-proxies", "`CIDR,...` of the proxies that are believed about X-Forwarded-For (repeatable)", o.addTrustedProxies)
 	fs.TextVar(&o.bootstrap, "bootstrap-mode", bootstrapOpen, "`mode` before any policies are known: Open admits all requests, Closed refuses them")
@@ -122,6 +126,11 @@ func (o options) check() error {
 	}
 	if err := checkAddress(o.adminAddress); err != nil {
 		return fmt.Errorf("--admin-listen %s: %w", o.adminAddress, err)
+	}
+	if o.probeAddress != "" {
+		if err := checkAddress(o.probeAddress); err != nil {
+			return fmt.Errorf("--probe-listen %s: %w", o.probeAddress, err)
+		}
 	}
 	if err := configstore.CheckInstance(o.instance); err != nil {
 		return fmt.Errorf("--instance: %w", err)

@@ -101,6 +101,7 @@ func TestAFaultInTheFlagsNamesTheFlag(t *testing.T) {
 		{"state with files", route + "--policies p --state-dir d", "--state-dir goes with --namespace only: policies are in files already"},
 		{"no time to decide", route + "--policies p --decision-timeout 0s", "--decision-timeout must be above zero"},
 		{"a delay in the past", route + "--policies p --drain-delay -1s", "--drain-delay must not be negative"},
+		{"a bad address for probes", route + "--policies p --probe-listen 8080", "--probe-listen 8080: must be like :8080 or 127.0.0.1:8080"},
 		{"a listener without an upstream", "--listen a=:8080 --upstream http://x", "--listen a=:8080: there is no --upstream of the same name"},
 		{"an upstream without a listener", route + "--upstream b=http://x", "--upstream: there is one without a --listen of the same name"},
 		{"two listeners of one name", route + "--listen :8081", "--listen :8081: there are two of one name"},

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 )
@@ -33,14 +32,18 @@ func open(ctx context.Context, routes []route) ([]opened, error) {
 	for _, r := range routes {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", r.address)
 		if err != nil {
-			for _, o := range all {
-				_ = o.Close()
-			}
+			closeAll(all)
 			return nil, fmt.Errorf("opening a listener: %w", err)
 		}
 		all = append(all, opened{route: r, Listener: ln})
 	}
 	return all, nil
+}
+
+func closeAll(listeners []opened) {
+	for _, l := range listeners {
+		_ = l.Close()
+	}
 }
 
 // serve serves the listeners until ctx is done and all requests have had their answer. It says how long it took
@@ -70,22 +73,57 @@ func (s *sidecar) serve(ctx context.Context, listeners []opened) (drained time.D
 	return time.Since(began), err
 }
 
-// serveAdmin serves the admin endpoints until ctx is done.
-func serveAdmin(ctx context.Context, ln net.Listener, st *state, metrics prometheus.Gatherer, log logr.Logger) error {
+// endpoints are what the sidecar serves of its own.
+type endpoints struct {
+	net.Listener
+	http.Handler
+}
+
+// openOwn opens the listeners of the sidecar's own endpoints, or none.
+func (s *sidecar) openOwn(ctx context.Context) ([]endpoints, error) {
+	routes, handlers := []route{{name: "admin", address: s.options.adminAddress}}, []http.Handler{s.admin()}
+	if address := s.options.probeAddress; address != "" {
+		routes, handlers = append(routes, route{name: "probes", address: address}), append(handlers, s.probes())
+	}
+	listeners, err := open(ctx, routes)
+	if err != nil {
+		return nil, err
+	}
+	own := make([]endpoints, len(listeners))
+	for i, l := range listeners {
+		own[i] = endpoints{Listener: l, Handler: handlers[i]}
+		s.log.Info("listening", "listener", l.name, "address", l.Addr().String())
+	}
+	return own, nil
+}
+
+// admin is for those who operate the sidecar.
+func (s *sidecar) admin() *http.ServeMux {
+	mux := s.probes()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /debug/snapshot", s.state.serveSnapshot)
+	return mux
+}
+
+// probes tell a stranger nothing.
+func (s *sidecar) probes() *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
-	mux.HandleFunc("GET /readyz", st.serveReady)
-	mux.HandleFunc("GET /debug/snapshot", st.serveSnapshot)
+	mux.HandleFunc("GET /readyz", s.state.serveReady)
+	return mux
+}
+
+// serve serves the endpoints until ctx is done.
+func (e endpoints) serve(ctx context.Context, log logr.Logger) error {
 	server := &http.Server{
-		Handler:           mux,
+		Handler:           e.Handler,
 		ReadHeaderTimeout: 5 * time.Second,
 		ErrorLog:          slog.NewLogLogger(logr.ToSlogHandler(log), slog.LevelError),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
-	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serving the admin endpoints: %w", err)
+	if err := server.Serve(e.Listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving the sidecar's own endpoints: %w", err)
 	}
 	return nil
 }

@@ -161,8 +161,12 @@ func (s *sidecar) joinCluster() error {
 }
 
 // openRedis opens a client. Its connections come with the first command.
-func (s *sidecar) openRedis(flag, url string, open func(url string) (goredis.UniversalClient, error)) (goredis.UniversalClient, error) {
-	client, err := open(url)
+func (s *sidecar) openRedis(flag, url string, open func(url string, options ...redisclient.Option) (goredis.UniversalClient, error)) (goredis.UniversalClient, error) {
+	var options []redisclient.Option
+	if dir := s.options.credentialsDir; dir != "" {
+		options = append(options, redisclient.CredentialsIn(dir))
+	}
+	client, err := open(url, options...)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("%s: %w", flag, err)}
 	}
@@ -191,18 +195,23 @@ func self(labels map[string]string) (usage.Enforcer, error) {
 
 // run serves until ctx is done and all requests have had their answer, or something vital fails.
 func (s *sidecar) run(ctx context.Context) error {
-	listeners, err := open(ctx, append(s.options.routes, route{address: s.options.adminAddress}))
+	listeners, err := open(ctx, s.options.routes)
 	if err != nil {
 		return err
 	}
-	admin := listeners[len(listeners)-1]
-	s.log.Info("listening", "listener", "admin", "address", admin.Addr().String())
+	own, err := s.openOwn(ctx)
+	if err != nil {
+		closeAll(listeners)
+		return err
+	}
 
 	// What serves the requests in flight goes on until they have had their answer.
 	lasting, finish := context.WithCancel(context.WithoutCancel(ctx))
 	defer finish()
 	helpers, lasting := errgroup.WithContext(lasting)
-	helpers.Go(func() error { return serveAdmin(lasting, admin, s.state, s.metrics, s.log) })
+	for _, e := range own {
+		helpers.Go(func() error { return e.serve(lasting, s.log) })
+	}
 	helpers.Go(func() error { return s.follow(lasting) })
 	helpers.Go(func() error { s.engine.Run(lasting); return nil })
 	helpers.Go(func() error { s.tellOfBootstrap(lasting); return nil })
@@ -214,7 +223,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	context.AfterFunc(lasting, stop)
-	drained, err := s.serve(ctx, listeners[:len(listeners)-1])
+	drained, err := s.serve(ctx, listeners)
 	finish()
 	err = errors.Join(err, helpers.Wait())
 	s.log.Info("stopped", "drained", drained.Round(time.Millisecond).String())

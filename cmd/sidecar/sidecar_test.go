@@ -461,6 +461,44 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
+func TestProbesTellAStrangerNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "policies.yaml")
+	if err := os.WriteFile(path, []byte("# none yet\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o, err := parse([]string{"--listen", ":0", "--upstream", "http://127.0.0.1:1", "--policies", path, "--probe-listen", "127.0.0.1:0"}, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := newSidecar(o, testr.New(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	own, err := s.openOwn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got [][]int
+	for _, e := range own {
+		t.Cleanup(func() { _ = e.Close() })
+		var codes []int
+		for _, path := range []string{"/healthz", "/readyz", "/metrics", "/debug/snapshot"} {
+			w := httptest.NewRecorder()
+			e.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+			codes = append(codes, w.Code)
+		}
+		got = append(got, codes)
+	}
+	want := [][]int{
+		{http.StatusOK, http.StatusServiceUnavailable, http.StatusOK, http.StatusNotFound}, // admin, before there are policies
+		{http.StatusOK, http.StatusServiceUnavailable, http.StatusNotFound, http.StatusNotFound},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("status of each endpoint (-want +got):\n%s", diff)
+	}
+}
+
 func TestDraining(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "policies.yaml")
 	write(t, path, 1000)

@@ -58,6 +58,7 @@ func openCluster(scheme, rest string, u use) (redis.UniversalClient, error) {
 	o.DisableRoutingPolicies = true
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	o.CredentialsProviderContext = u.logIn(o.Username, o.Password)
 	client := redis.NewClusterClient(o)
 	client.AddHook(sentOnce{})
 	return client, nil

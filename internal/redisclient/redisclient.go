@@ -29,6 +29,8 @@ type use struct {
 	// poolSize and dials are how many connections there are at most, and how many are dialed at once. 0 is
 	// the library's choice.
 	poolSize, dials int
+	// credentials is the folder of the user and password. Empty is what the address says of them.
+	credentials string
 }
 
 var (
@@ -46,14 +48,16 @@ var (
 // The hosts of a cluster are those to ask for the others. With rediss instead of redis it is TLS. A user and password before the host of a Sentinel are the Sentinel's own.
 // The query takes the options of go-redis, like pool_size and read_timeout. Open sends nothing: a Redis that
 // isn't there shows in the first call.
-func Open(address string) (redis.UniversalClient, error) { return open(address, anything) }
+func Open(address string, options ...Option) (redis.UniversalClient, error) {
+	return open(address, anything.with(options))
+}
 
 // OpenCounting is [Open] for a few calls at a time, made by who doesn't have to wait for them: whatever its
 // context says, a call ends when Redis has not answered for half a second. So a Redis that is back after a pause
 // finds its connections as it left them. And one that is back after it was gone is dialed by the first call;
 // other clients wait for up to a second then.
-func OpenCounting(address string) (redis.UniversalClient, error) {
-	client, err := open(address, counting)
+func OpenCounting(address string, options ...Option) (redis.UniversalClient, error) {
+	client, err := open(address, counting.with(options))
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +102,7 @@ func openSingle(address string, u use) (redis.UniversalClient, error) {
 	// Both would be commands on each new connection that nobody reads the answer of.
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	o.CredentialsProviderContext = u.logIn(o.Username, o.Password)
 	return redis.NewClient(o), nil
 }
 
@@ -118,6 +123,7 @@ func openSentinel(address string, u use) (redis.UniversalClient, error) {
 	o.PoolSize = cmp.Or(o.PoolSize, u.poolSize)
 	o.MaxConcurrentDials = cmp.Or(o.MaxConcurrentDials, u.dials)
 	o.DisableIdentity = true
+	o.CredentialsProviderContext = u.logIn(o.Username, o.Password)
 	return redis.NewFailoverClient(o), nil
 }
 
