@@ -143,7 +143,7 @@ func inCluster(t *testing.T, p *v1alpha1.RateLimitPolicy) match.Policy {
 	t.Helper()
 	checkout := Workload{
 		Pods:  &metav1.LabelSelector{MatchLabels: map[string]string{"app": "checkout"}},
-		Ports: []string{"http", "grpc"},
+		Ports: []Port{{Name: "http"}, {Name: "grpc"}},
 	}
 	c, err := Compile(p, Workloads{{Kind: "Service", Name: "checkout"}: checkout})
 	if refusal := (*Refusal)(nil); errors.As(err, &refusal) {

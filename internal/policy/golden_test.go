@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
@@ -168,7 +169,8 @@ func parseWorkload(t testing.TB, doc []byte) (v1alpha1.TargetRef, Workload) {
 		Spec struct {
 			Selector map[string]string `json:"selector"`
 			Ports    []struct {
-				Name string `json:"name"`
+				Name       string             `json:"name"`
+				TargetPort intstr.IntOrString `json:"targetPort"`
 			} `json:"ports"`
 		} `json:"spec"`
 	}
@@ -180,7 +182,7 @@ func parseWorkload(t testing.TB, doc []byte) (v1alpha1.TargetRef, Workload) {
 		w.Pods = &metav1.LabelSelector{MatchLabels: s.Spec.Selector}
 	}
 	for _, p := range s.Spec.Ports {
-		w.Ports = append(w.Ports, p.Name)
+		w.Ports = append(w.Ports, Port{Name: p.Name, Target: p.TargetPort.StrVal})
 	}
 	return v1alpha1.TargetRef{Kind: "Service", Name: kind.Metadata.Name}, w
 }

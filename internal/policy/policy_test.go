@@ -110,7 +110,7 @@ func TestStandalone(t *testing.T) {
 	t.Run("targets have the same IDs as in a cluster", func(t *testing.T) {
 		all := &metav1.LabelSelector{}
 		found, missing := Workloads{
-			{Kind: "Service", Name: "checkout"}:               {Pods: all, Ports: []string{"http"}},
+			{Kind: "Service", Name: "checkout"}:               {Pods: all, Ports: []Port{{Name: "http"}}},
 			{Group: "apps", Kind: "Deployment", Name: "cart"}: {Pods: all},
 		}.targets(p)
 		if missing != nil {

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,8 +20,16 @@ type Workload struct {
 	// Pods selects its pods. Nil is no selector, which a Service may lack; the empty one of a Service is
 	// none as well, and has to be given as nil.
 	Pods *metav1.LabelSelector
-	// Ports are the names of a Service's ports; one without a name is "".
-	Ports []string
+	// Ports are those of a Service.
+	Ports []Port
+}
+
+// Port is a port of a Service.
+type Port struct {
+	// Name is what a sectionName means. A Service's only port may have none.
+	Name string
+	// Target is the name of the container port that it leads to. Empty is a port that is reached by number.
+	Target string
 }
 
 // Workloads are those of the policy's namespace that exist, by the ref that names them without a section.
@@ -48,23 +57,29 @@ func whole(ref v1alpha1.TargetRef) v1alpha1.TargetRef {
 // workloads.
 func (w Workloads) Resolve(ref v1alpha1.TargetRef) (match.Target, error) {
 	found, ok := w[whole(ref)]
+	section := slices.IndexFunc(found.Ports, func(p Port) bool { return p.Name == ref.SectionName })
 	switch {
 	case !ok:
 		return match.Target{}, fmt.Errorf("%s %q not found: create it or correct the name", ref.Kind, ref.Name)
 	case found.Pods == nil:
 		return match.Target{}, fmt.Errorf("%s %q has no selector, and so no pods to limit: target what runs them instead", ref.Kind, ref.Name)
-	case ref.SectionName != "" && !slices.Contains(found.Ports, ref.SectionName):
+	case ref.SectionName != "" && section < 0:
 		return match.Target{}, fmt.Errorf("%s %q has no port named %q%s", ref.Kind, ref.Name, ref.SectionName, offer(found.Ports))
 	}
-	return match.Target{ID: targetID(ref), Pods: selector(found.Pods), Section: ref.SectionName}, nil
+	t := match.Target{ID: targetID(ref), Pods: selector(found.Pods)}
+	if ref.SectionName != "" {
+		// An injected sidecar calls its listeners by the container ports that they stand before.
+		t.Section = cmp.Or(found.Ports[section].Target, ref.SectionName)
+	}
+	return t, nil
 }
 
 // offer says, after a name that isn't there, which ports have one.
-func offer(ports []string) string {
+func offer(ports []Port) string {
 	var named []string
 	for _, p := range ports {
-		if p != "" {
-			named = append(named, p)
+		if p.Name != "" {
+			named = append(named, p.Name)
 		}
 	}
 	if len(named) == 0 {

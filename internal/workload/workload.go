@@ -72,7 +72,7 @@ func serviceOf(s *corev1.Service) policy.Workload {
 		w.Pods = &metav1.LabelSelector{MatchLabels: s.Spec.Selector}
 	}
 	for _, p := range s.Spec.Ports {
-		w.Ports = append(w.Ports, p.Name)
+		w.Ports = append(w.Ports, policy.Port{Name: p.Name, Target: p.TargetPort.StrVal})
 	}
 	return w
 }
