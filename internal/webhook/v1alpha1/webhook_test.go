@@ -8,17 +8,20 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/redis/go-redis/v9"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
@@ -27,6 +30,7 @@ import (
 
 	apiv1alpha1 "github.com/weir-dev/weir/api/v1alpha1"
 	redisconfig "github.com/weir-dev/weir/internal/configstore/redis"
+	"github.com/weir-dev/weir/internal/inject"
 	"github.com/weir-dev/weir/internal/redisclient"
 	"github.com/weir-dev/weir/internal/redistest"
 	"github.com/weir-dev/weir/internal/webhook/v1alpha1"
@@ -35,10 +39,21 @@ import (
 
 const instance = "test"
 
+// settings are those of the sidecars.
+var settings = inject.Settings{
+	Image: "weir-sidecar:test",
+	Redis: "redis://weir-redis.weir-system:6379",
+	GuaranteedResources: corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("250m"), corev1.ResourceMemory: resource.MustParse("128Mi"),
+	},
+	Instance: instance,
+}
+
 var plane *controlplane.ControlPlane
 
 func TestMain(m *testing.M) {
 	ctrl.SetLogger(logr.Discard())
+	redisclient.LogTo(logr.Discard())
 	os.Exit(controlplane.Main(m, &plane))
 }
 
@@ -50,13 +65,16 @@ type world struct {
 	warnings  *warnings
 	redis     *redistest.Server
 	publisher *redisconfig.Publisher
+	events    *events.FakeRecorder
+	// cache is the manager's.
+	cache client.Reader
 }
 
 // newWorld serves the webhooks until the test ends. Its tests can't run side by side: the configurations are for
 // the whole API server.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, warnings: &warnings{}, redis: redistest.Start(t)}
+	w := &world{t: t, warnings: &warnings{}, redis: redistest.Start(t), events: events.NewFakeRecorder(100)}
 	w.publisher = redisconfig.NewPublisher(w.redis.Client(t), instance, logr.Discard())
 	scheme := newScheme(t)
 	cfg := rest.CopyConfig(plane.Config)
@@ -65,7 +83,16 @@ func newWorld(t *testing.T) *world {
 	if w.Client, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
-	configs := &envtest.WebhookInstallOptions{Paths: []string{filepath.Join(plane.Root, "config", "webhook", "policies.yaml")}}
+	dir := filepath.Join(plane.Root, "config", "webhook")
+	configs := &envtest.WebhookInstallOptions{Paths: []string{filepath.Join(dir, "policies.yaml"), filepath.Join(dir, "pods.yaml")}}
+	if err := configs.PrepWithoutInstalling(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range configs.MutatingWebhooks {
+		for i := range c.Webhooks {
+			c.Webhooks[i].TimeoutSeconds = new(int32(30)) // The machine may be busy.
+		}
+	}
 	if err := configs.Install(plane.Config); err != nil {
 		t.Fatal(err)
 	}
@@ -111,6 +138,8 @@ func (w *world) serve(scheme *runtime.Scheme, configs *envtest.WebhookInstallOpt
 	if err := policies.SetupWithManager(mgr); err != nil {
 		w.t.Fatal(err)
 	}
+	v1alpha1.SetupPodWebhook(mgr, settings, w.events)
+	w.cache = mgr.GetClient()
 	ctx, cancel := context.WithCancel(w.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- mgr.Start(ctx) }()
@@ -129,10 +158,10 @@ func (w *world) serve(scheme *runtime.Scheme, configs *envtest.WebhookInstallOpt
 	}
 }
 
-func (w *world) create(o client.Object) {
-	w.t.Helper()
-	if err := w.Create(w.t.Context(), o); err != nil {
-		w.t.Fatal(err)
+func (w *world) create(t *testing.T, o client.Object) {
+	t.Helper()
+	if err := w.Create(t.Context(), o); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -144,17 +173,36 @@ func (w *world) delete(o client.Object) {
 	}
 }
 
-// namespaced makes a namespace with the Service checkout, for one test.
-func (w *world) namespaced(t *testing.T) string {
+// namespaced makes a namespace with the Service checkout, for one test, with pairs of label and value.
+func (w *world) namespaced(t *testing.T, labels ...string) string {
 	t.Helper()
-	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-", ",", "", "'", "").Replace(t.Name()))
-	name = strings.Trim(name[max(0, len(name)-63):], "-")
-	w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
-	w.create(&corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: "checkout"},
-		Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": "checkout"}, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "webhook-"}}
+	ns.Labels = map[string]string{}
+	for pair := range slices.Chunk(labels, 2) {
+		ns.Labels[pair[0]] = pair[1]
+	}
+	w.create(t, ns)
+	w.create(t, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: "checkout"},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: corev1.ClusterIPNone, // There are only 255 others.
+			Selector:  map[string]string{"app": "checkout"},
+			Ports:     []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("http")}},
+		},
 	})
-	return name
+	return ns.Name
+}
+
+// cached waits until the manager has seen a Service.
+func (w *world) cached(t *testing.T, namespace, name string) {
+	t.Helper()
+	for key := (client.ObjectKey{Namespace: namespace, Name: name}); w.cache.Get(t.Context(), key, &corev1.Service{}) != nil; {
+		select {
+		case <-t.Context().Done():
+			t.Fatalf("the manager doesn't see Service %s", name)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 func newScheme(t *testing.T) *runtime.Scheme {

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+// LabelInject says whether pods get the sidecar. On a namespace, [InjectEnabled] is for all its pods, and
+// [InjectDisabled] for none; on a pod either overrides the former.
+const (
+	LabelInject = "ratelimit.weir.dev/inject"
+
+	InjectEnabled  = "enabled"
+	InjectDisabled = "disabled"
+)
+
+// What a pod may choose of its sidecar. A value that isn't understood keeps the sidecar out, and is told.
+const (
+	// AnnotationPorts lists the container ports whose requests are limited, by name, like "http,admin". Without it
+	// they are those that a Service's appProtocol or their own name calls HTTP or gRPC.
+	AnnotationPorts = "ratelimit.weir.dev/ports"
+	// AnnotationBootstrapMode is Open or Closed: what becomes of requests before any policies are known.
+	AnnotationBootstrapMode = "ratelimit.weir.dev/bootstrap-mode"
+	// AnnotationDecisionTimeout is the longest wait for Redis, from 1ms to 1s.
+	AnnotationDecisionTimeout = "ratelimit.weir.dev/decision-timeout"
+	// AnnotationTrustedProxies are the addresses or CIDRs of those who are believed about X-Forwarded-For.
+	AnnotationTrustedProxies = "ratelimit.weir.dev/trusted-proxies"
+	// AnnotationLogLevel is debug, info, warn or error.
+	AnnotationLogLevel = "ratelimit.weir.dev/log-level"
+)
+
+// What becomes of a pod is written on it.
+const (
+	// LabelInjected is "true" on pods with the sidecar in them.
+	LabelInjected = "ratelimit.weir.dev/injected"
+	// AnnotationNotInjected says why a pod that was to have the sidecar has none, as in "HostNetwork: ...".
+	AnnotationNotInjected = "ratelimit.weir.dev/not-injected"
+)

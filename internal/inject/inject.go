@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package inject puts the sidecar into pods.
+//
+// It is pure: what it needs of the cluster is an argument. The sidecar takes over the names of the pod's HTTP
+// ports, so that Services which reach the application by name reach the sidecar instead, and asks for no
+// privileges for that. Nothing else of the pod changes its meaning: probes and hooks that used a name get the
+// number that it stood for, and a pod that the sidecar can't serve is left as it is, with the reason on it.
+package inject
+
+import (
+	"maps"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weir-dev/weir/api/v1alpha1"
+)
+
+// Container is the name of the sidecar's container.
+const Container = "weir-sidecar"
+
+// Namespace is what matters of a pod's namespace.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+	// Services of the namespace. Those that select the pod say what its ports speak.
+	Services []corev1.Service
+}
+
+// Inject gives the pod with the sidecar in it, or the reason why not; then the pod it gives is the same as
+// before but for the annotation that says so. It changes nothing that it is given, and injecting twice is the
+// same as once.
+func Inject(pod *corev1.Pod, ns Namespace, s Settings) (*corev1.Pod, *Skip) {
+	pod = pod.DeepCopy()
+	ports, chosen, skip := consider(pod, ns)
+	if skip != nil {
+		if skip.Told() {
+			annotate(pod, skip.Error())
+		}
+		return pod, skip
+	}
+	for _, p := range ports {
+		takeOver(&pod.Spec, p)
+	}
+	addSidecar(pod, ns.Name, ports, chosen, s)
+	delete(pod.Annotations, v1alpha1.AnnotationNotInjected)
+	pod.Labels = with(pod.Labels, v1alpha1.LabelInjected, "true")
+	return pod, nil
+}
+
+// consider says which ports the sidecar is to take over, and what the pod chooses of it; or why it gets none.
+func consider(pod *corev1.Pod, ns Namespace) (ports []port, chosen []string, skip *Skip) {
+	for _, objection := range []func(*corev1.Pod, Namespace) *Skip{notWanted, present, hostNetwork, platform, names} {
+		if skip := objection(pod, ns); skip != nil {
+			return nil, nil, skip
+		}
+	}
+	chosen, skip = choices(pod)
+	if skip != nil {
+		return nil, nil, skip
+	}
+	ports, skip = httpPorts(pod, ns.Services)
+	if skip != nil {
+		return nil, nil, skip
+	}
+	return ports, chosen, clash(&pod.Spec, ports)
+}
+
+func annotate(pod *corev1.Pod, why string) {
+	pod.Annotations = with(pod.Annotations, v1alpha1.AnnotationNotInjected, why)
+}
+
+// with gives the map with one more entry.
+func with(m map[string]string, key, value string) map[string]string {
+	m = maps.Clone(m)
+	if m == nil {
+		m = map[string]string{}
+	}
+	m[key] = value
+	return m
+}
