@@ -32,6 +32,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
 	redisconfig "github.com/weir-dev/weir/internal/configstore/redis"
@@ -83,7 +84,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	logger.Info("starting", "version", version)
-	mgr, err := newManager(kube, o, logger)
+	admission, err := o.newAdmission(kube, logger)
+	if err != nil {
+		return err
+	}
+	mgr, err := newManager(kube, o, admission.server(), logger)
 	if err != nil {
 		return err
 	}
@@ -92,6 +97,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if err := addControllers(mgr, redis, instance); err != nil {
+		return err
+	}
+	if err := admission.addTo(mgr, redis, instance); err != nil {
 		return err
 	}
 	logger.Info("configured", "instance", instance)
@@ -103,7 +111,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 // newManager gives a manager whose caches hold no more than the controllers look at.
-func newManager(kube *rest.Config, o options, logger logr.Logger) (ctrl.Manager, error) {
+func newManager(kube *rest.Config, o options, server webhook.Server, logger logr.Logger) (ctrl.Manager, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
 		if err := add(scheme); err != nil {
@@ -132,6 +140,7 @@ func newManager(kube *rest.Config, o options, logger logr.Logger) (ctrl.Manager,
 			SecureServing:  true,
 			FilterProvider: filters.WithAuthenticationAndAuthorization,
 		},
+		WebhookServer:           server,
 		HealthProbeBindAddress:  o.probeAddress,
 		LeaderElection:          o.leaderElect,
 		LeaderElectionNamespace: o.leaderElectionNamespace,

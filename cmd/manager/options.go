@@ -27,6 +27,9 @@ type options struct {
 	redis, configRedis      string
 	instance                string
 	kubeconfig              string
+	namespace               string
+	webhookPort             int
+	configDir               string
 	leaderElect             bool
 	leaderElectionNamespace string
 	metricsAddress          string
@@ -51,6 +54,9 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.StringVar(&o.instance, "instance", "", "`name` that keeps this installation apart from others in one Redis (default: from the UID of namespace kube-system)")
 	fs.BoolVar(&o.leaderElect, "leader-elect", false, "work only while holding the leader lease, so that several replicas can run")
 	fs.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "`name` of the namespace of the leader lease (default: the manager's own)")
+	fs.StringVar(&o.namespace, "namespace", "", "`name` of the manager's own namespace, where the Service and the certificate of its webhooks are (default: its service account's)")
+	fs.IntVar(&o.webhookPort, "webhook-port", 0, "`port` to answer the API server's admission requests at; 0 answers none")
+	fs.StringVar(&o.configDir, "config-dir", "", "`folder` with sidecar.yaml, the settings of the sidecars that pods get (default: none get one)")
 	fs.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "`address` of the metrics, served over TLS to authorized clients; 0 serves none")
 	fs.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "`address` of /healthz and /readyz; 0 serves none")
 	fs.TextVar(&o.logLevel, "log-level", zapcore.InfoLevel, "least severe `level` to log: debug, info, warn or error")
@@ -70,6 +76,12 @@ func parse(args []string, stdout io.Writer) (options, error) {
 		return o, usageError{fmt.Errorf("unexpected argument %q", fs.Arg(0))}
 	case o.redis == "":
 		return o, usageError{errors.New("--redis is required: the URL of the Redis to publish to, like redis://weir-redis:6379")}
+	}
+	if o.webhookPort < 0 || o.webhookPort > 65535 {
+		return o, usageError{fmt.Errorf("--webhook-port must be from 0 to 65535, not %d", o.webhookPort)}
+	}
+	if o.configDir != "" && o.webhookPort == 0 {
+		return o, usageError{errors.New("--config-dir goes with --webhook-port only: the API server has to ask about pods")}
 	}
 	if o.instance != "" {
 		if err := configstore.CheckInstance(o.instance); err != nil {

@@ -16,6 +16,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
+// The Secret is in the manager's own namespace, and so its rights are in a Role of their own.
+//
+// +kubebuilder:rbac:groups=admissionregistration.k8s.io,resources=mutatingwebhookconfigurations;validatingwebhookconfigurations,resourceNames=weir-policies;weir-pods,verbs=get;patch
+
 // fieldOwner owns the caBundles and nothing else, so that whoever installs the configurations can apply them again.
 const fieldOwner = client.FieldOwner("weir-manager-certificate")
 

@@ -12,16 +12,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/weir-dev/weir/api/v1alpha1"
+	"github.com/weir-dev/weir/internal/inject"
 	"github.com/weir-dev/weir/test/controlplane"
 )
 
@@ -109,12 +115,94 @@ func TestTheChartRefusesValuesItDoesNotKnow(t *testing.T) {
 	}
 }
 
+func TestTheManagerUnderstandsItsSettings(t *testing.T) {
+	for name, objects := range map[string][]*unstructured.Unstructured{
+		"config":                 kustomize(t),
+		"chart":                  helm(t),
+		"chart, all values used": helm(t, "--values", "testdata/all-values.yaml"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			text, _, err := unstructured.NestedString(find(t, objects, "ConfigMap", "weir-manager").Object, "data", "sidecar.yaml")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := inject.ParseSettings([]byte(text)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestTheChartRefusesToShowAPassword(t *testing.T) {
+	for name, value := range map[string]string{
+		"in the URL":     "redis.url=redis://:secret@redis:6379",
+		"in a Secret":    "redis.urlFrom.secretName=redis",
+		"of a sidecar's": "sidecar.redis.url=redis://:secret@redis:6379",
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := template(t, "--set", value).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "sidecar") {
+				t.Errorf("got error %v and output %q, want a refusal that names the sidecar's value", err, out)
+			}
+		})
+	}
+}
+
+// A webhook that is down must keep nobody from anything but changing what it is for.
+func TestWebhooksKeepOutOfTheWay(t *testing.T) {
+	for name, objects := range map[string][]*unstructured.Unstructured{
+		"config":                 kustomize(t),
+		"chart":                  helm(t),
+		"chart, all values used": helm(t, "--values", "testdata/all-values.yaml"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, o := range objects {
+				if !strings.HasSuffix(o.GetKind(), "WebhookConfiguration") {
+					continue
+				}
+				var c admissionv1.MutatingWebhookConfiguration // The other kind has the same fields, but for one.
+				if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &c); err != nil {
+					t.Fatal(err)
+				}
+				for i := range c.Webhooks {
+					wantOutOfTheWay(t, &c.Webhooks[i])
+				}
+			}
+		})
+	}
+}
+
+func wantOutOfTheWay(t *testing.T, w *admissionv1.MutatingWebhook) {
+	t.Helper()
+	for _, r := range w.Rules {
+		if slices.Contains(r.Operations, admissionv1.Delete) || slices.Contains(r.Operations, admissionv1.OperationAll) {
+			t.Errorf("%s is asked about deletion", w.Name)
+		}
+		if slices.Equal(r.Resources, []string{"ratelimitpolicies"}) {
+			continue
+		}
+		if !slices.Equal(r.Resources, []string{"pods"}) || !slices.Equal(r.Operations, []admissionv1.OperationType{admissionv1.Create}) {
+			t.Errorf("%s is asked about %v of %v", w.Name, r.Operations, r.Resources)
+		}
+		selector, err := metav1.LabelSelectorAsSelector(w.NamespaceSelector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ns := range []string{"kube-system", namespace} {
+			for _, inject := range []string{"enabled", ""} {
+				if selector.Matches(labels.Set{corev1.LabelMetadataName: ns, v1alpha1.LabelInject: inject}) {
+					t.Errorf("%s is asked about pods of %s", w.Name, ns)
+				}
+			}
+		}
+	}
+}
+
 // essence is an object without what Helm adds for its own sake, and without the pull policy, which config
 // leaves to the cluster.
 func essence(o *unstructured.Unstructured) map[string]any {
 	o = o.DeepCopy()
-	o.SetAnnotations(nil)
-	return strip(o.Object, "app.kubernetes.io/instance", "app.kubernetes.io/version", "app.kubernetes.io/managed-by",
+	return strip(o.Object, "annotations", "app.kubernetes.io/instance", "app.kubernetes.io/version", "app.kubernetes.io/managed-by",
 		"app.kubernetes.io/component", "helm.sh/chart", "imagePullPolicy").(map[string]any)
 }
 
