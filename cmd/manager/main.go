@@ -71,8 +71,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return nil
 	}
 	logger := newLogger(stderr, o.logLevel)
-	ctrl.SetLogger(logger)
-	klog.SetLogger(logger.WithName("client-go"))
 	redisclient.LogTo(logger)
 
 	redis, err := o.open()
@@ -83,6 +81,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// Both are global, and so set by nobody but a manager that is to run.
+	ctrl.SetLogger(logger)
+	klog.SetLogger(logger.WithName("client-go"))
 	logger.Info("starting", "version", version)
 	admission, err := o.newAdmission(kube, logger)
 	if err != nil {
