@@ -178,15 +178,30 @@ func (p *Playground) startManager(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	webhooks, err := freeAddress(ctx)
+	if err != nil {
+		return err
+	}
+	_, webhookPort, err := net.SplitHostPort(webhooks)
+	if err != nil {
+		return fmt.Errorf("reading the port of the webhooks: %w", err)
+	}
 	p.Manager = newProcess(o.Dir, "manager", filepath.Join(o.Binaries, "weir-manager"), []string{
 		"--kubeconfig", kubeconfig, "--redis", p.Redis.URL(), "--instance", instance,
 		"--leader-elect", "--leader-election-namespace", "weir-system",
+		"--namespace", "weir-system", "--webhook-port", webhookPort,
 		"--metrics-bind-address", "0", "--health-probe-bind-address", health,
 	}, nil)
 	if err := p.Manager.Start(); err != nil {
 		return err
 	}
-	return await(ctx, p.Manager, func(ctx context.Context) bool { return ok(ctx, "http://"+health+"/readyz") })
+	// It is ready when it has made its certificate, and had the API server trust it.
+	if err := await(ctx, p.Manager, func(ctx context.Context) bool { return ok(ctx, "http://"+health+"/readyz") }); err != nil {
+		return err
+	}
+	// Without nodes no Service leads anywhere: the API server would ask in vain.
+	_, err = p.Kubectl(ctx, "delete", "mutatingwebhookconfigurations/weir-policies", "mutatingwebhookconfigurations/weir-pods", "validatingwebhookconfigurations/weir-policies")
+	return err
 }
 
 // impersonate writes a kubeconfig that is another's, but for the user that it acts as.
