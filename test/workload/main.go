@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command workload is what tests run in pods: an application to send requests to, and a client to send them.
+//
+//	workload serve     answers every request on :8080 with the name of its host
+//	workload get URL   prints the status and the body of an answer
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// timeout is how long a client waits, and how long a server lets requests end that are in flight.
+const timeout = 5 * time.Second
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "workload:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out io.Writer) error {
+	switch {
+	case len(args) == 1 && args[0] == "serve":
+		return serve(ctx)
+	case len(args) == 2 && args[0] == "get":
+		return get(ctx, args[1], out)
+	}
+	return fmt.Errorf("got %q, want serve or get URL", strings.Join(args, " "))
+}
+
+// serve answers until ctx is done, and then what is in flight.
+func serve(ctx context.Context) error {
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("finding the name of this host: %w", err)
+	}
+	server := http.Server{
+		Addr:              ":8080",
+		ReadHeaderTimeout: timeout,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			log.Println(r.Method, r.URL.Path)
+			fmt.Fprintln(w, "hello from", host)
+		}),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.ListenAndServe() }()
+	log.Println("serving on", server.Addr)
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving: %w", err)
+	case <-ctx.Done():
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		return fmt.Errorf("shutting down: %w", err)
+	}
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving: %w", err)
+	}
+	return nil
+}
+
+func get(ctx context.Context, url string, out io.Writer) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return fmt.Errorf("making a request: %w", err)
+	}
+	response, err := (&http.Client{Timeout: timeout}).Do(r)
+	if err != nil {
+		return fmt.Errorf("sending a request: %w", err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	fmt.Fprint(out, response.StatusCode, " ")
+	if _, err := io.Copy(out, response.Body); err != nil {
+		return fmt.Errorf("reading the answer: %w", err)
+	}
+	return nil
+}
