@@ -15,9 +15,13 @@ package_of() {
   # An API server that doesn't know its version can't tell which features it has.
   local kubernetes="-s -w -X $version.gitVersion=v1.37.2 -X $version.gitMajor=1 -X $version.gitMinor=37"
   case $1 in
-    kube-apiserver) echo "controlplane k8s.io/kubernetes/cmd/kube-apiserver $kubernetes" ;;
-    kubectl) echo "controlplane k8s.io/kubernetes/cmd/kubectl $kubernetes" ;;
-    etcd) echo "controlplane go.etcd.io/etcd/server/v3 -s -w" ;;
+    kube-* | kubectl | kubelet) echo "cluster k8s.io/kubernetes/cmd/$1 $kubernetes" ;;
+    etcd) echo "cluster go.etcd.io/etcd/server/v3 -s -w" ;;
+    containerd | containerd-shim-runc-v2 | ctr) echo "cluster github.com/containerd/containerd/v2/cmd/$1 -s -w" ;;
+    runc) echo "cluster github.com/opencontainers/runc -s -w -extldflags -static" ;;
+    host-local) echo "cluster github.com/containernetworking/plugins/plugins/ipam/$1 -s -w" ;;
+    loopback | ptp) echo "cluster github.com/containernetworking/plugins/plugins/main/$1 -s -w" ;;
+    coredns | pause) echo "cluster ./$1 -s -w" ;;
     controller-gen) echo "generate sigs.k8s.io/controller-tools/cmd/controller-gen -s -w" ;;
     golangci-lint) echo "lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint -s -w" ;;
     helm) echo "helm helm.sh/helm/v4/cmd/helm -s -w" ;;
@@ -32,7 +36,7 @@ cached() {
   recipe=$(package_of "$tool") || return
   read -r module package ldflags <<<"$recipe"
   local hash
-  hash=$({ go version && echo "$GOFLAGS" && declare -f package_of && cat "$hack/tools/$module/go.mod" "$hack/tools/$module/go.sum"; } | sha256sum)
+  hash=$({ go version && echo "$GOFLAGS" && declare -f package_of build && find "$hack/tools/$module" -type f -print0 | sort -z | xargs -0 cat; } | sha256sum)
   dir=${XDG_CACHE_HOME:-$HOME/.cache}/weir/tools/$module-${hash:0:16}
   if [ ! -x "$dir/$tool" ]; then
     mkdir -p "$dir"
@@ -60,6 +64,8 @@ build() {
   # shellcheck disable=SC2064 # $work is local, so it is expanded now.
   trap "rm -rf '$work'; kill \$(jobs -p) 2>/dev/null || true" EXIT
   cd "$module"
+  # What runs first in a container's namespaces is in C, and so is libseccomp.
+  [ "$tool" != runc ] || export CGO_ENABLED=1 GOFLAGS="$GOFLAGS -tags=seccomp,netgo,osusergo"
   say "$tool: building it from its module; this is done once"
   touch "$work/all" "$work/compiled"
   {
