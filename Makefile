@@ -6,7 +6,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 VERSION ?= $(shell git -c safe.directory="*" describe --tags --always --dirty 2>/dev/null || echo unknown)
-MODULES := . hack/bench hack/tools/controlplane hack/tools/generate hack/tools/helm hack/tools/lint
+MODULES := . hack/bench hack/tools/cluster hack/tools/generate hack/tools/helm hack/tools/lint
 
 # One set of flags for all, so that the demo and the tests find in the compiler's cache what the builds left.
 # The version is stamped by us, and git may not trust the folder that CI cloned into.
@@ -38,12 +38,24 @@ demo-down: ## End what demo-up started
 DEMO = @assets=$$(hack/control-plane.sh); redis=$$(hack/redis.sh); \
 	KUBEBUILDER_ASSETS=$$assets REDIS_SERVER=$$redis go run ./hack/demo
 
+.PHONY: node-up
+node-up: images ## Start a real Kubernetes node with our images in it, and leave it running
+	go run ./hack/node up dist/weir-manager.tar dist/weir-sidecar.tar dist/workload.tar dist/redis.tar
+
+.PHONY: node-down
+node-down: ## End what node-up started
+	go run ./hack/node down
+
 ##@ Develop
 
 .PHONY: build
 build: ## Build bin/weir-manager and bin/weir-sidecar
 	go build -ldflags "$(LDFLAGS)" -o bin/weir-manager ./cmd/manager
 	go build -ldflags "$(LDFLAGS)" -o bin/weir-sidecar ./cmd/sidecar
+
+.PHONY: images
+images: ## Build OCI archives of our images and of those for tests in dist, without a container engine
+	go run ./hack/images -version $(VERSION) weir-manager weir-sidecar workload redis
 
 .PHONY: generate
 generate: ## Generate the deep copies of the API types
@@ -63,7 +75,7 @@ tidy: ## Tidy every Go module of the repository
 
 .PHONY: clean
 clean: ## Remove what was built; the tools in the user's cache folder stay
-	rm -rf bin .ci/out
+	rm -rf bin dist .ci/out
 
 ##@ Check
 
@@ -78,8 +90,8 @@ test-unit: ## Run unit and conformance tests, and those against a real API serve
 	$(call TEST,unit,-race $$(go list ./... | grep -v /test/e2e))
 
 .PHONY: test-e2e
-test-e2e: build ## Run the whole way end to end, with the built binaries
-	$(call TEST,e2e,./test/e2e/...)
+test-e2e: build ## Run the whole way end to end, with the built binaries, and on a real node
+	$(call TEST,e2e,-p 1 ./test/e2e/...)
 
 # TEST runs go test, with its output summed up, and kept in .ci/out/NAME.json. The servers and programs that
 # tests start are nothing that the test cache knows of, hence -count=1.
@@ -105,7 +117,7 @@ bench: ## Measure decisions in process and in Redis, side by side with other lim
 .PHONY: tools
 tools: ## Get every tool that is not there yet: builds them, and installs redis-server
 	@hack/redis.sh
-	@hack/control-plane.sh
+	@hack/node.sh
 	@for tool in controller-gen golangci-lint helm; do hack/tool.sh $$tool; done
 
 .PHONY: lint

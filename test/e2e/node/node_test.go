@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package node_test proves that our images run on a real node, and that the node leaves nothing behind.
+package node_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weir-dev/weir/test/node"
+)
+
+const (
+	root = "../../.."
+	// patience is for what has no stated bound, on a machine that is busy with other things.
+	patience = time.Minute
+)
+
+// cluster is the one node of all tests but those that start their own.
+var cluster *node.Node
+
+func TestMain(m *testing.M) {
+	// The node's first process is this program too.
+	node.Boot()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "weir-images-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	images := []string{"weir-sidecar", "workload", "redis"}
+	ctx := context.Background() //nolint:forbidigo // No test runs yet.
+	build := exec.CommandContext(ctx, "go", append([]string{"run", "./hack/images", "-version", "e2e", "-o", dir}, images...)...)
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "building images: %v\n%s", err, out)
+		return 1
+	}
+	var archives []string
+	for _, name := range images {
+		archives = append(archives, filepath.Join(dir, name+".tar"))
+	}
+	return node.Main(m, &cluster, root, archives...)
+}
+
+func TestTheSidecarRunsInAPod(t *testing.T) {
+	kubectl(t, "apply", "--server-side", "-f", "testdata/shop.yaml")
+	kubectl(t, "--namespace=shop", "rollout", "status", "deployment/checkout", "--timeout="+patience.String())
+	kubectl(t, "--namespace=shop", "wait", "--for=condition=Ready", "pod/client", "--timeout="+patience.String())
+
+	t.Run("a pod reaches it by the Service's name", func(t *testing.T) {
+		for _, url := range []string{"http://checkout/", "http://checkout.shop.svc.cluster.local/"} {
+			eventually(t, url, regexp.MustCompile(`^200 hello from checkout-\w+-\w+\n$`))
+		}
+	})
+
+	t.Run("it limits what a policy limits", func(t *testing.T) {
+		eventually(t, "http://checkout/limited", regexp.MustCompile(`^200 `))
+		eventually(t, "http://checkout/limited", regexp.MustCompile(`^429 .*"violated-policies":\["checkout/once"\]`))
+	})
+
+	t.Run("kubectl shows its log", func(t *testing.T) {
+		if log := kubectl(t, "--namespace=shop", "logs", "deployment/checkout", "--container=app"); !strings.Contains(log, "GET /limited\n") {
+			t.Errorf("the application's log is %q", log)
+		}
+	})
+
+	t.Run("it goes when it is deleted", func(t *testing.T) {
+		kubectl(t, "delete", "namespace", "shop", "--timeout="+patience.String())
+	})
+}
+
+func TestPodSecurityIsEnforced(t *testing.T) {
+	kubectl(t, "create", "namespace", "secured")
+	kubectl(t, "label", "namespace", "secured", "pod-security.kubernetes.io/enforce=restricted")
+	awaitServiceAccount(t, "secured")
+	_, err := cluster.Kubectl(t.Context(), "", "--namespace=secured", "run", "root", "--image=weir.test/workload:dev")
+	if err == nil || !strings.Contains(err.Error(), `violates PodSecurity "restricted:latest"`) {
+		t.Errorf("got %v, want a refusal", err)
+	}
+}
+
+func TestRedisRunsInAPod(t *testing.T) {
+	kubectl(t, "apply", "--server-side", "-f", "testdata/redis.yaml")
+	kubectl(t, "wait", "--for=condition=Ready", "pod/redis", "--timeout="+patience.String())
+	kubectl(t, "delete", "pod", "redis", "--timeout="+patience.String())
+}
+
+// The node is ended both ways: as one should, and as the kernel or an impatient user does.
+func TestNothingIsLeftOfANode(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "node")
+	build := exec.Command("go", "build", "-o", program, "./hack/node")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := t.TempDir()
+	// What has been built already is not built again.
+	if err := os.Mkdir(filepath.Join(home, "weir"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(cache, "weir", "tools"), filepath.Join(home, "weir", "tools")); err != nil {
+		t.Fatal(err)
+	}
+	run := func(arg string) (string, error) {
+		cmd := exec.Command(program, arg)
+		cmd.Dir = root
+		cmd.Env = append(os.Environ(), "XDG_CACHE_HOME="+home)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	before := machine(t, home)
+	for _, end := range []string{"down", "killed, then down"} {
+		t.Run(end, func(t *testing.T) {
+			out, err := run("up")
+			if err != nil {
+				t.Fatalf("up: %v\n%s", err, out)
+			}
+			t.Log(out)
+			if out, err := run("up"); err == nil || !strings.Contains(out, "the node is up already") {
+				t.Errorf("a second up: %v\n%s", err, out)
+			}
+			if end != "down" {
+				kill(t, filepath.Join(home, "weir", "node", "pid"))
+			}
+			if out, err := run("down"); err != nil {
+				t.Errorf("down: %v\n%s", err, out)
+			}
+			if diff := cmp.Diff(before, machine(t, home)); diff != "" {
+				t.Errorf("the machine (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// machine is what of this machine a node could have changed, or left behind.
+func machine(t *testing.T, home string) map[string][]string {
+	t.Helper()
+	return map[string][]string{
+		"mounts":    grep(t, home, "/proc/self/mountinfo"),
+		"processes": grep(t, home, "/proc/[0-9]*/cmdline"),
+		"cgroups":   lines(t, "find", "/sys/fs/cgroup", "-type", "d", "-name", "weir-node-*", "-not", "-name", fmt.Sprintf("weir-node-%d", os.Getpid())),
+		"files":     lines(t, "find", "-H", filepath.Join(home, "weir")),
+		"links":     lines(t, "ip", "-oneline", "link"),
+		"addresses": lines(t, "ip", "-brief", "address"),
+		"routes":    lines(t, "ip", "route", "show", "table", "all"),
+		"rules":     lines(t, "nft", "list", "ruleset"),
+		"sysctls": lines(t, "head", "/proc/sys/vm/overcommit_memory", "/proc/sys/vm/panic_on_oom", "/proc/sys/kernel/panic",
+			"/proc/sys/kernel/panic_on_oops", "/proc/sys/kernel/hostname", "/proc/sys/net/ipv4/ip_forward"),
+	}
+}
+
+// lines is what a command prints.
+func lines(t *testing.T, name string, args ...string) []string {
+	t.Helper()
+	out, err := exec.Command(name, args...).Output()
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return strings.Split(string(out), "\n")
+}
+
+// grep gives the lines with s in them, of those files that are still there.
+func grep(t *testing.T, s, pattern string) []string {
+	t.Helper()
+	paths, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, path := range paths {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			continue // A process has ended.
+		}
+		for line := range strings.Lines(string(content)) {
+			if strings.Contains(line, s) {
+				found = append(found, line)
+			}
+		}
+	}
+	return found
+}
+
+func kill(t *testing.T, pidFile string) {
+	t.Helper()
+	raw, err := os.ReadFile(pidFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(string(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := cluster.Kubectl(t.Context(), "", args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// awaitServiceAccount returns when a namespace takes pods.
+func awaitServiceAccount(t *testing.T, namespace string) {
+	t.Helper()
+	kubectl(t, "--namespace="+namespace, "wait", "--for=create", "serviceaccount/default", "--timeout="+patience.String())
+}
+
+// eventually sends requests from the shop's client until an answer is as wanted: kube-proxy and DNS follow a
+// pod's readiness with a delay.
+func eventually(t *testing.T, url string, want *regexp.Regexp) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		got, err := cluster.Kubectl(t.Context(), "", "--namespace=shop", "exec", "client", "--", "/workload", "get", url)
+		if err == nil && want.MatchString(got) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: got %q (%v), want %s", url, got, err, want)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
