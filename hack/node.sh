@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Prints the folder with all that a Kubernetes node and its control plane run, built first from pinned
-# modules where that hasn't been done (about 10 minutes on 2 cores). Of Debian come nft, which kube-proxy
+# modules where that hasn't been done (about 10 minutes on 2 cores). Of Debian come ip, nft, which kube-proxy
 # calls, and the library that runc is linked with.
 set -euo pipefail
 . "$(dirname "$0")/toolcache.sh"
 
+command -v ip >/dev/null || "$hack/apt.sh" iproute2
 command -v nft >/dev/null || "$hack/apt.sh" nftables
 apiserver=$(cached kube-apiserver)
 folder=$(dirname "$apiserver")

@@ -21,11 +21,11 @@ stage() {
   echo "=== $name $verdict after $((SECONDS - start)) s"
 }
 
-stage tools 30m make tools
+stage tools 40m make tools
 stage verify 10m make verify
 stage lint 15m make lint
 stage unit 20m make test-unit
-stage e2e 10m make test-e2e
+stage e2e 15m make test-e2e
 stage demo 10m make demo
 
 echo

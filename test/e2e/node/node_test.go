@@ -80,19 +80,16 @@ func TestTheSidecarRunsInAPod(t *testing.T) {
 		}
 	})
 
+	t.Run("its namespace takes no pod that may do more", func(t *testing.T) {
+		_, err := cluster.Kubectl(t.Context(), "", "--namespace=shop", "run", "root", "--image=weir.test/workload:dev")
+		if err == nil || !strings.Contains(err.Error(), `violates PodSecurity "restricted:latest"`) {
+			t.Errorf("got %v, want a refusal", err)
+		}
+	})
+
 	t.Run("it goes when it is deleted", func(t *testing.T) {
 		kubectl(t, "delete", "namespace", "shop", "--timeout="+patience.String())
 	})
-}
-
-func TestPodSecurityIsEnforced(t *testing.T) {
-	kubectl(t, "create", "namespace", "secured")
-	kubectl(t, "label", "namespace", "secured", "pod-security.kubernetes.io/enforce=restricted")
-	awaitServiceAccount(t, "secured")
-	_, err := cluster.Kubectl(t.Context(), "", "--namespace=secured", "run", "root", "--image=weir.test/workload:dev")
-	if err == nil || !strings.Contains(err.Error(), `violates PodSecurity "restricted:latest"`) {
-		t.Errorf("got %v, want a refusal", err)
-	}
 }
 
 func TestRedisRunsInAPod(t *testing.T) {
@@ -223,12 +220,6 @@ func kubectl(t *testing.T, args ...string) string {
 		t.Fatal(err)
 	}
 	return out
-}
-
-// awaitServiceAccount returns when a namespace takes pods.
-func awaitServiceAccount(t *testing.T, namespace string) {
-	t.Helper()
-	kubectl(t, "--namespace="+namespace, "wait", "--for=create", "serviceaccount/default", "--timeout="+patience.String())
 }
 
 // eventually sends requests from the shop's client until an answer is as wanted: kube-proxy and DNS follow a
