@@ -92,7 +92,7 @@ func bootNode(dir, tools string) error {
 	// The others end or fall asleep when they find no API server.
 	started := make(chan error, 1)
 	go func() {
-		err := awaitAPI()
+		err := awaitAPIServer()
 		for _, p := range clients {
 			if err == nil {
 				err = c.start(p)
@@ -170,8 +170,8 @@ func join(outside net.Conn) {
 	both.Wait()
 }
 
-// awaitAPI returns when the API server is ready.
-func awaitAPI() error {
+// awaitAPIServer returns when the API server is ready.
+func awaitAPIServer() error {
 	ca, err := os.ReadFile("/etc/kubernetes/pki/ca.crt")
 	if err != nil {
 		return fmt.Errorf("reading the authority: %w", err)
