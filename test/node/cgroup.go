@@ -15,7 +15,7 @@ import (
 )
 
 // endPatience is how long the processes of a node may take to end that has been killed.
-const endPatience = 20 * time.Second
+const endPatience = time.Minute
 
 // hierarchy is one of the trees of cgroups (version 1), and the place of a process in it.
 type hierarchy struct {

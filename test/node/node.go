@@ -45,7 +45,8 @@ const startPatience = 2 * time.Minute
 
 // Options says where a node lives and what it is made of.
 type Options struct {
-	// Dir is an existing, empty folder for all that the node writes, on a disk.
+	// Dir is an existing, empty folder for the node's configuration and logs. All else is in memory, a few
+	// hundred MiB with what is in the images.
 	Dir string
 	// Tools is the folder that hack/node.sh prints.
 	Tools string
@@ -146,7 +147,7 @@ func runTests(ctx context.Context, m *testing.M, n **Node, root string, archives
 		code = m.Run()
 	}
 	if err = errors.Join(err, (*n).Stop()); err != nil || code != 0 {
-		fmt.Fprintf(os.Stderr, "the node's logs are in %s/var/log\n", dir)
+		fmt.Fprintf(os.Stderr, "the node's logs are in %s/log\n", dir)
 		return code, err
 	}
 	return code, Clean(dir)
@@ -222,7 +223,7 @@ func (n *Node) Kubectl(ctx context.Context, stdin string, args ...string) (strin
 	return out.String(), nil
 }
 
-// configure writes the node's /etc, and makes its /var.
+// configure writes the node's /etc, and makes its /var/log.
 func (n *Node) configure(context.Context) error {
 	files, err := fs.Sub(etc, "etc")
 	if err != nil {
@@ -232,7 +233,7 @@ func (n *Node) configure(context.Context) error {
 		return fmt.Errorf("writing the configuration: %w", err)
 	}
 	// root is where the node's first process mounts its root.
-	for _, dir := range []string{"root", "var/lib", "var/log"} {
+	for _, dir := range []string{"root", "log"} {
 		if err := os.MkdirAll(filepath.Join(n.dir, dir), 0o755); err != nil { //nolint:gosec // The node's pods aren't root.
 			return fmt.Errorf("making a folder: %w", err)
 		}
@@ -293,7 +294,7 @@ func (n *Node) boot(context.Context) error {
 		return fmt.Errorf("handing on the listener: %w", err)
 	}
 	defer func() { _ = inherited.Close() }()
-	if n.output, err = os.Create(filepath.Join(n.dir, "var", "log", "node.log")); err != nil {
+	if n.output, err = os.Create(filepath.Join(n.dir, "log", "node.log")); err != nil {
 		return fmt.Errorf("making a log: %w", err)
 	}
 	cmd := exec.Command("/proc/self/exe") //nolint:noctx // It ends with Stop, or with this process.
@@ -469,7 +470,7 @@ func (n *Node) command(ctx context.Context, tool string, args ...string) *exec.C
 
 // lastWords is what the node's first process has said, if anything.
 func (n *Node) lastWords() string {
-	raw, err := os.ReadFile(filepath.Join(n.dir, "var", "log", "node.log"))
+	raw, err := os.ReadFile(filepath.Join(n.dir, "log", "node.log"))
 	if err != nil || len(raw) == 0 {
 		return ""
 	}

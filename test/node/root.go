@@ -28,8 +28,8 @@ var sysctls = map[string]string{
 }
 
 // enterRoot gives this process, which is alone in a mount namespace, a file system of its own. Of the machine's
-// it holds the programs, read-only. /etc and /var are folders of dir, and the rest is in memory: whatever the node
-// writes, it writes there.
+// it holds the programs, read-only. /etc and /var/log are folders of dir, and the rest is in memory: there nothing
+// waits for a disk that others are busy with, least of all a container that ends, and would have it synced.
 func enterRoot(dir, tools string) error {
 	root := filepath.Join(dir, "root")
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
@@ -42,7 +42,7 @@ func enterRoot(dir, tools string) error {
 		bindSystem,
 		func(root string) error { return bind(tools, root+toolsDir, syscall.MS_RDONLY) },
 		func(root string) error { return bind(filepath.Join(dir, "etc"), root+"/etc", syscall.MS_RDONLY) },
-		func(root string) error { return bind(filepath.Join(dir, "var"), root+"/var", 0) },
+		func(root string) error { return bind(filepath.Join(dir, "log"), root+"/var/log", 0) },
 		func(root string) error { return bind("/dev", root+"/dev", 0) },
 		func(root string) error { return mountNew("proc", root+"/proc", "") },
 		func(root string) error { return mountNew("sysfs", root+"/sys", "") },
@@ -145,7 +145,7 @@ func mountCgroups(root string) error {
 
 // makeTemporary makes the folders for what is forgotten when the node ends.
 func makeTemporary(root string) error {
-	for _, dir := range []string{"/run", "/root"} {
+	for _, dir := range []string{"/run", "/root", "/var/lib"} {
 		if err := os.Mkdir(root+dir, 0o755); err != nil { //nolint:gosec // The node's pods aren't root.
 			return fmt.Errorf("making a folder: %w", err)
 		}

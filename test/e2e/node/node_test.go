@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -136,14 +137,20 @@ func TestNothingIsLeftOfANode(t *testing.T) {
 			if out, err := run("up"); err == nil || !strings.Contains(out, "the node is up already") {
 				t.Errorf("a second up: %v\n%s", err, out)
 			}
+			keeper := readPID(t, filepath.Join(home, "weir", "node", "pid"))
 			if end != "down" {
-				kill(t, filepath.Join(home, "weir", "node", "pid"))
+				if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if out, err := run("down"); err != nil {
 				t.Errorf("down: %v\n%s", err, out)
 			}
 			if diff := cmp.Diff(before, machine(t, home)); diff != "" {
 				t.Errorf("the machine (-before +after):\n%s", diff)
+			}
+			if left := lines(t, "find", "/sys/fs/cgroup", "-name", fmt.Sprintf("weir-node-%d", keeper)); len(left) > 0 {
+				t.Errorf("cgroups are left: %q", left)
 			}
 		})
 	}
@@ -155,7 +162,6 @@ func machine(t *testing.T, home string) map[string][]string {
 	return map[string][]string{
 		"mounts":    grep(t, home, "/proc/self/mountinfo"),
 		"processes": grep(t, home, "/proc/[0-9]*/cmdline"),
-		"cgroups":   lines(t, "find", "/sys/fs/cgroup", "-type", "d", "-name", "weir-node-*", "-not", "-name", fmt.Sprintf("weir-node-%d", os.Getpid())),
 		"files":     lines(t, "find", "-H", filepath.Join(home, "weir")),
 		"links":     lines(t, "ip", "-oneline", "link"),
 		"addresses": lines(t, "ip", "-brief", "address"),
@@ -173,7 +179,7 @@ func lines(t *testing.T, name string, args ...string) []string {
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
-	return strings.Split(string(out), "\n")
+	return slices.Collect(strings.Lines(string(out)))
 }
 
 // grep gives the lines with s in them, of those files that are still there.
@@ -198,9 +204,9 @@ func grep(t *testing.T, s, pattern string) []string {
 	return found
 }
 
-func kill(t *testing.T, pidFile string) {
+func readPID(t *testing.T, path string) int {
 	t.Helper()
-	raw, err := os.ReadFile(pidFile)
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,9 +214,7 @@ func kill(t *testing.T, pidFile string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	return pid
 }
 
 func kubectl(t *testing.T, args ...string) string {
