@@ -27,8 +27,10 @@ const (
 	firstProcess          = "weir-node"
 	firstProcessInCgroups = "weir-node-in-cgroups"
 
-	// apiListener is the file that the node's first process inherits, to accept from outside.
+	// apiListener and lifeline are the files that the node's first process inherits: one to accept from
+	// outside, and one that ends when the program has ended that started the node.
 	apiListener = 3
+	lifeline    = 4
 
 	// apiPatience is how long the API server may take to be ready.
 	apiPatience = 2 * time.Minute
@@ -74,6 +76,7 @@ func enterCgroups(dir string) error {
 
 // bootNode starts all of the node's components, and returns when one of them has ended.
 func bootNode(dir, tools string) error {
+	endWithParent()
 	if err := enterRoot(dir, tools); err != nil {
 		return err
 	}
@@ -111,6 +114,20 @@ func bootNode(dir, tools string) error {
 		}
 	}
 	return <-ended
+}
+
+// endWithParent ends this process, and so the node, when its parent has ended. The kernel has a signal for that,
+// but forgets about it when a program is started from any thread but the first.
+func endWithParent() {
+	for _, inherited := range []int{apiListener, lifeline} {
+		syscall.CloseOnExec(inherited)
+	}
+	line := os.NewFile(lifeline, "lifeline")
+	go func() {
+		_, _ = io.Copy(io.Discard, line) // Nothing is ever written to it.
+		fmt.Fprintln(os.Stderr, "node: ending, as who started it has ended")
+		os.Exit(1)
+	}()
 }
 
 // bringUpNetwork gives the node an address on a cable that leads nowhere: all traffic stays in the node. The

@@ -65,6 +65,7 @@ type Node struct {
 	dir    string
 	tools  string
 	api    *net.TCPListener
+	line   *os.File      // closed when the node is to end
 	output *os.File      // what the first process and its helpers say
 	pid    int           // of the node's first process
 	ended  chan struct{} // closed when the first process has ended
@@ -86,7 +87,7 @@ func Tools(ctx context.Context, root string) (string, error) {
 
 // Start starts a node and returns when pods can be scheduled and names be resolved, after some 10 seconds. It
 // needs root, cgroups of version 1, and a program that calls Boot first. The caller must Stop the node, also
-// after an error; should the program be killed, then the kernel ends the node, and Clean clears up after it.
+// after an error; should the program be killed, then the node ends by itself, and Clean clears up after it.
 func Start(ctx context.Context, o Options) (*Node, error) {
 	if o.Progress == nil {
 		o.Progress = func(string) {}
@@ -165,6 +166,9 @@ func (n *Node) Stop() error {
 	var errs []error
 	if n.api != nil {
 		errs = append(errs, n.api.Close())
+	}
+	if n.line != nil {
+		errs = append(errs, n.line.Close())
 	}
 	if n.output != nil {
 		errs = append(errs, n.output.Close())
@@ -300,28 +304,26 @@ func (n *Node) boot(context.Context) error {
 	cmd := exec.Command("/proc/self/exe") //nolint:noctx // It ends with Stop, or with this process.
 	cmd.Args = []string{firstProcess, n.dir, n.tools}
 	cmd.Stdout, cmd.Stderr = n.output, n.output
-	cmd.ExtraFiles = []*os.File{inherited}
+	end, line, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("making a lifeline: %w", err)
+	}
+	defer func() { _ = end.Close() }()
+	n.line = line
+	cmd.ExtraFiles = []*os.File{inherited, end}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid:    true,
-		Pdeathsig: syscall.SIGKILL,
+		Setsid: true,
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET |
 			syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
 	}
-	started, ended := make(chan error), make(chan struct{})
-	go func() {
-		// The signal at the parent's death is sent when the thread ends that was the parent.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			n.err = cmd.Wait()
-			close(ended)
-		}
-	}()
-	if err := <-started; err != nil {
+	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting the first process: %w", err)
 	}
+	ended := make(chan struct{})
+	go func() {
+		n.err = cmd.Wait()
+		close(ended)
+	}()
 	n.pid, n.ended = cmd.Process.Pid, ended
 	return n.writeKubeconfig()
 }

@@ -28,8 +28,8 @@ var sysctls = map[string]string{
 }
 
 // enterRoot gives this process, which is alone in a mount namespace, a file system of its own. Of the machine's
-// it holds the programs, read-only. /etc and /var/log are folders of dir, and the rest is in memory: there nothing
-// waits for a disk that others are busy with, least of all a container that ends, and would have it synced.
+// it holds the programs, read-only. /etc and /var/log are folders of dir, and the rest is in memory, where nothing
+// waits for a disk that others are busy with.
 func enterRoot(dir, tools string) error {
 	root := filepath.Join(dir, "root")
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
