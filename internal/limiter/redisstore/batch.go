@@ -6,6 +6,7 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -191,18 +192,27 @@ func requestsOf(riders []*rider) []strategy.Request {
 
 // land gives all riders their answers, and boards the next.
 func (b *batcher) land(riders []*rider, answers []answer) []*rider {
+	landed := b.disembark(riders, answers)
+	runtime.Gosched()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.riding -= landed
+	b.flights--
+	next := b.board()
+	b.depart()
+	return next
+}
+
+func (b *batcher) disembark(riders []*rider, answers []answer) (landed int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i, r := range riders {
 		if r.stage == riding {
 			r.stage = arrived
-			b.riding--
+			landed++
 		}
 		r.answer = answers[i]
 		r.landed <- struct{}{}
 	}
-	b.flights--
-	next := b.board()
-	b.depart()
-	return next
+	return landed
 }

@@ -159,7 +159,7 @@ func TestBrokenScriptsAreFound(t *testing.T) {
 // TestEndsArePutOff asks the scripts' own prelude when states expire.
 func TestEndsArePutOff(t *testing.T) {
 	client, ctx := redistest.Start(t).Client(t), t.Context()
-	prelude, _, _ := strings.Cut(strategy.One(limiter.TokenBucket), "local value = ")
+	prelude, _, _ := strings.Cut(strategy.Alone(limiter.TokenBucket), "local KEYS")
 	script := onClock(prelude + "expiries[1] = tonumber(ARGV[1]) return {keep(1, tonumber(ARGV[2])), extended[1]}")
 	const second = 1_000_000
 	client.Set(ctx, "clock", 1000*second, 0)
@@ -509,8 +509,8 @@ func run(t *testing.T, client *redis.Client, scripts deployed, batches []batch) 
 
 // deployed are the hashes of scripts that Redis knows.
 type deployed struct {
-	batch string
-	one   map[limiter.Algorithm]string
+	all   string
+	alone map[limiter.Algorithm]string
 	// values is of a script that gives what keys hold, with the header before it.
 	values string
 }
@@ -545,24 +545,24 @@ func deploy(t *testing.T, client *redis.Client, change func(script string) strin
 		}
 		return sha
 	}
-	d := deployed{batch: load(strategy.Script), one: map[limiter.Algorithm]string{}}
+	d := deployed{all: load(strategy.Script), alone: map[limiter.Algorithm]string{}}
 	sha, err := client.ScriptLoad(t.Context(), valuesLua).Result()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.values = sha
 	for _, a := range strategy.Names() {
-		d.one[a] = load(strategy.One(a))
+		d.alone[a] = load(strategy.Alone(a))
 	}
 	return d
 }
 
 // run runs a call as the store does.
 func (d deployed) run(ctx context.Context, client redis.Cmdable, c *strategy.Call) *redis.Cmd {
-	if a, args, ok := c.One(); ok {
-		return client.EvalSha(ctx, d.one[a], c.Keys(), args...)
+	if a, args, ok := c.Alone(); ok {
+		return client.EvalSha(ctx, d.alone[a], c.Keys(), args...)
 	}
-	return client.EvalSha(ctx, d.batch, c.Keys(), c.Args()...)
+	return client.EvalSha(ctx, d.all, c.Keys(), c.Args()...)
 }
 
 // cut gives the state of a value with its layout, and the second in which it expires.

@@ -16,29 +16,29 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// scripts are what a store runs: one for batches, and by algorithm one for a request with one hit.
+// scripts are what a store runs: one for all calls, and by algorithm one for those whose requests have one hit each.
 type scripts struct {
-	batch *redis.Script
-	one   map[limiter.Algorithm]*redis.Script
+	all   *redis.Script
+	alone map[limiter.Algorithm]*redis.Script
 }
 
 // shipped are hashed once.
 var shipped = newScripts(func(source string) string { return source })
 
 func newScripts(change func(source string) string) scripts {
-	s := scripts{batch: redis.NewScript(change(strategy.Script)), one: map[limiter.Algorithm]*redis.Script{}}
+	s := scripts{all: redis.NewScript(change(strategy.Script)), alone: map[limiter.Algorithm]*redis.Script{}}
 	for _, a := range strategy.Names() {
-		s.one[a] = redis.NewScript(change(strategy.One(a)))
+		s.alone[a] = redis.NewScript(change(strategy.Alone(a)))
 	}
 	return s
 }
 
 // of gives the script that decides a call, and its arguments.
 func (s scripts) of(c *strategy.Call) (*redis.Script, []any) {
-	if a, args, ok := c.One(); ok {
-		return s.one[a], args
+	if a, args, ok := c.Alone(); ok {
+		return s.alone[a], args
 	}
-	return s.batch, c.Args()
+	return s.all, c.Args()
 }
 
 // Store is a [limiter.Store] that all who use one Redis share. Requests that come at once are decided in one

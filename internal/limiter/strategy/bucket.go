@@ -36,10 +36,12 @@ return function(state, cost, times, counter)
     admitted = 0
   elseif cost > 0 then
     local need = cost < burst and cost or burst
-    -- A quotient is rounded: it is a guess.
-    if times > 1 then admitted = min(times, max(0, floor((level + TOLERANCE - need) / cost) + 1)) end
-    while admitted > 0 and level - (admitted - 1) * cost + TOLERANCE < need do admitted = admitted - 1 end
-    while admitted < times and level - admitted * cost + TOLERANCE >= need do admitted = admitted + 1 end
+    if times > 1 or level + TOLERANCE < need then
+      -- A quotient is rounded: it is a guess.
+      admitted = min(times, max(0, floor((level + TOLERANCE - need) / cost) + 1))
+      while admitted > 0 and level - (admitted - 1) * cost + TOLERANCE < need do admitted = admitted - 1 end
+      while admitted < times and level - admitted * cost + TOLERANCE >= need do admitted = admitted + 1 end
+    end
   end
   local taken = admitted * cost
   if taken == 0 and not reset then return admitted, state end

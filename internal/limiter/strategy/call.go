@@ -52,6 +52,12 @@ type Call struct {
 	touched []int
 	hits    int
 	said    []byte
+
+	// algorithm is that of all hits, and mixed says that there are others, or requests that do more than take with
+	// one hit.
+	algorithm limiter.Algorithm
+	mixed     bool
+	alone     []byte
 }
 
 // term is what hits of different counters can have in common.
@@ -80,7 +86,7 @@ func (c *Call) Reset(now int64) {
 	clear(c.counters)
 	clear(c.known)
 	clear(c.groups)
-	c.now, c.newest, c.newestPlace, c.hits = now, term{}, -1, 0
+	c.now, c.newest, c.newestPlace, c.hits, c.algorithm, c.mixed = now, term{}, -1, 0, "", false
 	c.keys, c.terms, c.requests = c.keys[:0], c.terms[:0], c.requests[:0]
 	c.groups, c.places, c.last = c.groups[:0], c.places[:0], c.last[:0]
 }
@@ -88,6 +94,7 @@ func (c *Call) Reset(now int64) {
 // Add adds a request, to be decided after those that were added before. Equal ones are decided as one where that
 // makes no difference.
 func (c *Call) Add(r Request) {
+	c.mixed = c.mixed || r.Try || len(r.Receipts) > 0 || len(r.Hits) != 1
 	if len(r.Receipts) > 0 {
 		c.addCharges(r)
 		return
@@ -174,6 +181,8 @@ func (c *Call) addTerm(h *limiter.Hit) int {
 	if !ok {
 		i = len(c.known)
 		c.known[t] = i
+		c.mixed = c.mixed || i > 0 && c.algorithm != h.Limit.Algorithm
+		c.algorithm = h.Limit.Algorithm
 		c.terms = t.appendTo(c.terms, c.now)
 	}
 	c.newest, c.newestPlace = t, i
@@ -198,12 +207,19 @@ func (c *Call) Keys() []string { return c.keys }
 // Args are the arguments of [Script].
 func (c *Call) Args() []any { return []any{string(c.terms), string(c.requests)} }
 
-// One gives the arguments of the script that [One] gives for an algorithm, if it can decide the call.
-func (c *Call) One() (a limiter.Algorithm, args []any, ok bool) {
-	if len(c.places) != 1 || c.hits != 1 || c.groups[0].Try {
+// Alone gives the arguments of the script that [Alone] gives for an algorithm, if it can decide the call: if all
+// requests take, with one hit each, of that algorithm, and no two different ones from one counter.
+func (c *Call) Alone() (a limiter.Algorithm, args []any, ok bool) {
+	if c.mixed || len(c.groups) != len(c.keys) {
 		return "", nil, false
 	}
-	return c.groups[0].Hits[0].Limit.Algorithm, []any{string(c.terms)}, true
+	// A group's times are the second byte of its request, and the place of its terms are the last two.
+	c.alone = c.alone[:0]
+	for i := range c.groups {
+		g := &c.groups[i]
+		c.alone = append(c.alone, c.requests[g.start+1], c.requests[g.end-2], c.requests[g.end-1])
+	}
+	return c.algorithm, []any{string(c.terms), string(c.alone)}, true
 }
 
 // StaleError says that a [Call] was for another time than Redis's. Nothing was decided or charged.
@@ -224,12 +240,10 @@ func (c *Call) Verdicts(reply []any) ([][]limiter.Verdict, error) {
 	switch {
 	case !ok:
 		return nil, fmt.Errorf("reading the verdicts: %v is no time", reply[0])
-	case len(reply) == 1 && c.hits > 0:
+	case len(reply) == 1:
 		return nil, &StaleError{Now: now}
-	case len(reply) != 1+2*c.hits:
-		return nil, fmt.Errorf("reading the verdicts of %d hits: the reply has %d parts, not %d", c.hits, len(reply), 1+2*c.hits)
 	}
-	answers, err := c.answers(reply[1:])
+	answers, err := c.answers(reply[1], reply[2:])
 	if err != nil {
 		return nil, err
 	}
@@ -244,20 +258,25 @@ type answer struct {
 
 // answers are in the order of the groups and their hits. What no rule can have said is an error: it must not be
 // told from.
-func (c *Call) answers(reply []any) ([]answer, error) {
+func (c *Call) answers(admissions any, said []any) ([]answer, error) {
+	admitted, ok := admissions.(string)
+	if !ok || len(admitted) != c.hits || len(said) != c.hits {
+		return nil, fmt.Errorf("reading the verdicts of %d hits: %q admits those of %d, and %d say more", c.hits, admissions, len(admitted), len(said))
+	}
 	answers := make([]answer, 0, c.hits)
 	for i := range c.groups {
 		g := &c.groups[i]
 		for j := range g.Hits {
-			admitted, ok := reply[0].(int64)
-			if !ok || admitted < 0 || admitted > int64(g.times) {
-				return nil, fmt.Errorf("reading the verdicts: %v of %d requests can't be admitted", reply[0], g.times)
+			n := len(answers)
+			a := answer{admitted: int64(admitted[n])}
+			if a.admitted > int64(g.times) {
+				return nil, fmt.Errorf("reading the verdicts: %d of %d requests can't be admitted", a.admitted, g.times)
 			}
-			said, ok := reply[1].(string)
-			if smallest := of(g.Hits[j].Limit.Algorithm).smallest; !ok || said != "" && len(said) < header+smallest {
-				return nil, fmt.Errorf("reading the verdicts: %q is no state of %s", reply[1], g.Hits[j].Limit.Algorithm)
+			a.said, ok = said[n].(string)
+			if smallest := of(g.Hits[j].Limit.Algorithm).smallest; !ok || a.said != "" && len(a.said) < header+smallest {
+				return nil, fmt.Errorf("reading the verdicts: %q is no state of %s", said[n], g.Hits[j].Limit.Algorithm)
 			}
-			answers, reply = append(answers, answer{admitted, said}), reply[2:]
+			answers = append(answers, a)
 		}
 	}
 	return answers, nil

@@ -120,7 +120,7 @@ func TestVerdicts(t *testing.T) {
 	state := string(binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64([]byte{11, 0, 0, 0, 0, 0},
 		math.Float64bits(float64(finish))), math.Float64bits(5)))
 	t.Run("each of equal requests is told its own verdict", func(t *testing.T) {
-		got, err := callOf(epoch, take(hit), take(hit), take(hit)).Verdicts([]any{epoch, int64(2), state})
+		got, err := callOf(epoch, take(hit), take(hit), take(hit)).Verdicts([]any{epoch, "\x02", state})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +138,7 @@ func TestVerdicts(t *testing.T) {
 		t.Run("a reply that says nothing of a counter is told as if nothing was taken from it: "+string(algorithm), func(t *testing.T) {
 			h := limiter.Hit{Key: "a", Limit: limiter.Limit{Algorithm: algorithm, Requests: 5, Window: time.Minute, Burst: 5}, Cost: 1}
 			h.Limit.Calendar = limiter.Calendar{Unit: limiter.Day, TimeZone: "UTC"}
-			got, err := callOf(epoch, take(h)).Verdicts([]any{epoch, int64(0), ""})
+			got, err := callOf(epoch, take(h)).Verdicts([]any{epoch, "\x00", ""})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -157,14 +157,15 @@ func TestVerdicts(t *testing.T) {
 	})
 	for name, reply := range map[string][]any{
 		"an empty reply is an error":               nil,
-		"a reply without a time is an error":       {"a", int64(1), state},
-		"a reply that is too short is an error":    {epoch, int64(1)},
-		"a reply that is too long is an error":     {epoch, int64(1), state, int64(1), state},
-		"a number that is a text is an error":      {epoch, "1", state},
-		"a state that is a number is an error":     {epoch, int64(1), int64(2)},
-		"more admitted than asked for is an error": {epoch, int64(2), state},
-		"less than none admitted is an error":      {epoch, int64(-1), state},
-		"a state that is cut off is an error":      {epoch, int64(1), state[:12]},
+		"a reply without a time is an error":       {"a", "\x01", state},
+		"a reply that is too short is an error":    {epoch, "\x01"},
+		"a reply that is too long is an error":     {epoch, "\x01", state, state},
+		"admissions of too few are an error":       {epoch, "", state},
+		"admissions of too many are an error":      {epoch, "\x01\x01", state},
+		"admissions that are no text are an error": {epoch, int64(1), state},
+		"a state that is a number is an error":     {epoch, "\x01", int64(2)},
+		"more admitted than asked for is an error": {epoch, "\x02", state},
+		"a state that is cut off is an error":      {epoch, "\x01", state[:12]},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := callOf(epoch, take(hit)).Verdicts(reply); err == nil {

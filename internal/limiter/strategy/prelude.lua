@@ -31,12 +31,15 @@ local function keep(counter, ttl)
   return expiries[counter]
 end
 
--- Writes the new state of a counter. One that is no string knows how.
-local function save(counter, state)
+-- Writes the new state of a counter, whose value had the size. A state that is no string knows how.
+local function save(counter, state, size)
   if type(state) == 'table' then
     state:save(counter)
   elseif extended[counter] then
     call('SETEX', KEYS[counter], expiries[counter] - second, state)
+  elseif #state == size then
+    -- In place: it takes half the time of SET.
+    call('SETRANGE', KEYS[counter], '0', state)
   else
     call('SET', KEYS[counter], state, 'KEEPTTL')
   end

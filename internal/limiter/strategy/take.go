@@ -16,15 +16,15 @@ import (
 // its reply. It is the same text in every process of one version.
 var Script = assemble()
 
-// One gives a script that decides one request with one hit as [Script] does, and takes half the time for it. It is for
-// limits of one algorithm.
-func One(a limiter.Algorithm) string {
+// Alone gives a script that decides requests with one hit each as [Script] does, in less time. It is for limits of
+// one algorithm, and [Call.Alone] says for which calls.
+func Alone(a limiter.Algorithm) string {
 	s := of(a)
 	var b strings.Builder
 	writePrelude(&b)
 	fmt.Fprintf(&b, "local LAYOUT = %d\nlocal function rule(...)\n%s\nend\n", s.layout, s.lua)
 	fmt.Fprintf(&b, "local function open(...)\n%s\nend\n", s.openLua)
-	b.WriteString(one)
+	b.WriteString(alone)
 	return b.String()
 }
 
@@ -33,8 +33,8 @@ var (
 	prelude string
 	//go:embed take.lua
 	take string
-	//go:embed one.lua
-	one string
+	//go:embed alone.lua
+	alone string
 )
 
 // mode is what a request of a [Call] is for. The numbers are those on the wire.

@@ -11,26 +11,26 @@
 --          how many equal requests it stands for, a pair for the number of its hits, and for each hit a pair
 --          for its counter and a pair for its terms, both counted from 0. In the modes REFUND and RENEW there is
 --          one hit, and the receipt of its charge follows as a double.
--- Reply    the time, in microseconds since the Unix epoch, and for each hit of the modes TAKE and TRY how many of
---          the equal requests it would admit, and what the verdicts are to be told from: the counter's
---          value, if the rule gives nothing else. The time alone, if parameters are of another time: then nothing
---          was changed.
+-- Reply    the time, in microseconds since the Unix epoch; as a byte for each hit of the modes TAKE and TRY, how many
+--          of the equal requests it would admit; and for each of these hits what the verdicts are to be told from:
+--          the counter's value, if the rule gives nothing else. The time alone, if parameters are of another time: then
+--          nothing was changed.
 --
 -- Where all hits count one request more, but those that are shadows, it is charged to all. TRY charges nothing.
 -- A script is not undone when it fails, so everything is computed first, and written last.
 
--- What each counter holds, the layout of that, and whether it is to be written.
-local values, kinds, changed = call('MGET', unpack(KEYS)), {}, {}
+-- What each counter holds, the size of that in Redis, its layout, and whether it is to be written.
+local values, sizes, kinds, changed = call('MGET', unpack(KEYS)), {}, {}, {}
 for counter = 1, #KEYS do
   local value = values[counter]
-  kinds[counter], expiries[counter] = 0, 0
+  kinds[counter], expiries[counter], sizes[counter] = 0, 0, value and #value
   if value and #value > HEADER then kinds[counter], expiries[counter] = read('<BI5', value) end
 end
 
 local terms = {read('<' .. string.rep('d', #ARGV[1] / 8), ARGV[1])}
 local requests = ARGV[2]
 local rules = {}
-local reply, size = {now}, 1
+local admissions, reply = {}, {now, ''}
 
 -- Gives the state of a counter as far as the terms can read it.
 local function load(counter, first)
@@ -46,26 +46,23 @@ local function store(counter, first, state)
   values[counter], kinds[counter], changed[counter] = state, terms[first + 1], true
 end
 
+local function ruleOf(first)
+  local take = rule(terms[first], unpack(terms, first + 4, first + WIDTH - 1))
+  rules[first] = take
+  return take
+end
+
 -- Has so many equal requests take from a counter, and gives how many of them it admits and their state.
 local function evaluate(counter, first, times)
-  local take = rules[first]
-  if not take then
-    take = rule(terms[first], unpack(terms, first + 4, first + WIDTH - 1))
-    rules[first] = take
-  end
+  local take = rules[first] or ruleOf(first)
   return take(load(counter, first), terms[first + 2], times, counter)
 end
 
-local function answer(slot, admitted, said)
-  reply[slot], reply[slot + 1] = admitted, said or ''
-end
-
--- Has requests with this one hit take from its counter: it needs nobody's consent.
-local function takeAlone(counter, first, times)
-  local admitted, state, new, said = evaluate(counter, first, times)
-  if new then store(counter, first, state) end
-  answer(size + 1, admitted, said or state)
-  size = size + 2
+-- Answers the next hit, and gives the place of the answer.
+local function answer(admitted, said)
+  local place = #admissions + 1
+  admissions[place], reply[place + 2] = admitted, said or ''
+  return place
 end
 
 -- Has the shadow hits, or the others, take from their counters. The least that any of them admits is what they
@@ -87,7 +84,7 @@ local function takeTogether(hits, times, shadow, most)
         _, hit.state, hit.new, hit.said = evaluate(hit.counter, hit.first, admitted)
       end
       if hit.new then store(hit.counter, hit.first, hit.state) end
-      answer(hit.slot, hit.admitted, hit.said or hit.state)
+      admissions[hit.place], reply[hit.place + 2] = hit.admitted, hit.said or hit.state or ''
     end
   end
   return admitted
@@ -98,9 +95,8 @@ local function takeAll(at, number, times, most)
   for i = 1, number do
     local c1, c2, t1, t2 = byte(requests, at, at + 3)
     local first = (t1 * 256 + t2) * WIDTH + 1
-    hits[i] = {counter = c1 * 256 + c2 + 1, first = first, shadow = terms[first + 3] == 1, slot = size + 1}
-    answer(size + 1, 0)
-    at, size = at + 4, size + 2
+    hits[i] = {counter = c1 * 256 + c2 + 1, first = first, shadow = terms[first + 3] == 1, place = answer(0)}
+    at = at + 4
   end
   local admitted = takeTogether(hits, times, false, most)
   if admitted > 0 then takeTogether(hits, admitted, true, admitted) end
@@ -124,7 +120,9 @@ while at <= last do
     at = at + 16
   else
     if mode == TAKE and number == 1 then
-      takeAlone(counter, first, times)
+      local admitted, state, new, said = evaluate(counter, first, times)
+      if new then store(counter, first, state) end
+      answer(admitted, said or state)
     else
       takeAll(at + 4, number, times, mode == TRY and 0 or times)
     end
@@ -135,7 +133,8 @@ end
 if stale then return {now} end
 
 for counter = 1, #KEYS do
-  if changed[counter] then save(counter, values[counter]) end
+  if changed[counter] then save(counter, values[counter], sizes[counter]) end
 end
 
+reply[2] = string.char(unpack(admissions))
 return reply
