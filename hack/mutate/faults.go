@@ -28,6 +28,7 @@ const (
 	takeLua     = "internal/limiter/strategy/take.lua"
 	store       = "internal/limiter/redisstore/redisstore.go"
 	batcher     = "internal/limiter/redisstore/batch.go"
+	shard       = "internal/limiter/redisstore/shard.go"
 	memory      = "internal/limiter/memorystore/shard.go"
 	engine      = "internal/limiter/engine.go"
 	breaker     = "internal/limiter/guard/breaker.go"
@@ -165,7 +166,13 @@ var faults = []fault{
 	}, redisStore},
 	{"a request that departs after it was given up", []edit{
 		{batcher, "if r.ctx.Err() != nil {", "if false {"},
-		{batcher, "b.waiting.Remove(r.place)\n", "_ = r.place\n"},
+		{batcher, "if r.stage == gone {\n\t\t\tcontinue", "if false {\n\t\t\tcontinue"},
+	}, redisStore},
+	{"a call with counters of another slot", []edit{
+		{shard, "name := tag(r.Hits[0].Key)", "name := \"\""},
+	}, redisStore},
+	{"a value whose tail is that of a longer one", []edit{
+		{prelude, "elseif #state == size then", "elseif size then"},
 	}, redisStore},
 	{"a batch that is sent again after any error", []edit{
 		{store, "len(requests) > 1 && spoiled(err)", "len(requests) > 1"},

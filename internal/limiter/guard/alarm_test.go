@@ -21,7 +21,7 @@ func TestAlarm(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			a := alarm{due: due, extensions: maxExtensions}
+			a := &alarm{due: due, extensions: maxExtensions}
 			var got []bool
 			for range test.want {
 				got = append(got, a.spent(due.Add(test.late)))

@@ -7,6 +7,8 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
@@ -30,12 +32,14 @@ var errSpent = fmt.Errorf("waiting for the store: %w", context.DeadlineExceeded)
 // flood of requests would be its own way out of its limits. Who rings more than 5 ms late knows that, and
 // grants the budget once more, up to four times.
 func Deadline(store limiter.Store, budget time.Duration) limiter.Store {
-	return &deadline{store: store, budget: budget}
+	return &deadline{store: store, budget: budget, alarms: sync.Pool{New: func() any { return newAlarm() }}}
 }
 
 type deadline struct {
 	store  limiter.Store
 	budget time.Duration
+	// alarms are those that are not set, to be used again.
+	alarms sync.Pool
 }
 
 // Take implements [limiter.Store].
@@ -61,8 +65,14 @@ func (d *deadline) Renew(ctx context.Context, charges []limiter.Charge) error {
 func (d *deadline) within(ctx context.Context, call func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	a := &alarm{budget: d.budget, extensions: maxExtensions, end: cancel}
-	defer a.set().Stop()
+	a := d.alarms.Get().(*alarm)
+	a.set(d.budget, cancel)
+	defer func() {
+		if a.timer.Stop() && !a.rung.Load() {
+			a.end = nil
+			d.alarms.Put(a)
+		}
+	}()
 	err := call(ctx)
 	if err != nil && spent(ctx) {
 		return errSpent
@@ -77,18 +87,35 @@ func spent(ctx context.Context) bool {
 
 // alarm ends a call when its budget is spent.
 type alarm struct {
+	timer      *time.Timer
 	budget     time.Duration
 	extensions int
 	due        time.Time
 	end        context.CancelCauseFunc
+	// rung says that it has rung: it may be at that still, and can't be used again.
+	rung atomic.Bool
 }
 
-func (a *alarm) set() *time.Timer {
+func newAlarm() *alarm {
+	a := new(alarm)
+	a.timer = time.AfterFunc(time.Hour, a.ring)
+	a.timer.Stop()
+	return a
+}
+
+// set has the alarm ring when the budget is spent. It must not be set already.
+func (a *alarm) set(budget time.Duration, end context.CancelCauseFunc) {
+	a.budget, a.extensions, a.end = budget, maxExtensions, end
+	a.wind()
+}
+
+func (a *alarm) wind() {
 	a.due = time.Now().Add(a.budget)
-	return time.AfterFunc(a.budget, a.ring)
+	a.timer.Reset(a.budget)
 }
 
 func (a *alarm) ring() {
+	a.rung.Store(true)
 	// A timer that has run out is served first. Behind all others who are ready to run, it shows how long they
 	// have to wait.
 	runtime.Gosched()
@@ -96,7 +123,7 @@ func (a *alarm) ring() {
 		a.end(errSpent)
 		return
 	}
-	a.set()
+	a.wind()
 }
 
 // spent says whether the budget is, or has to be granted once more.

@@ -3,10 +3,10 @@
 package redisstore
 
 import (
-	"container/list"
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,22 +32,23 @@ const (
 // it, and is what has collected until then: nobody waits for a timer, and the busier it is, the larger the
 // batches are.
 type batcher struct {
-	// fly decides the requests of a batch, in order, and gives an answer for each. It may take its time.
-	fly func(requests []strategy.Request) []answer
+	// fly decides the requests of a batch, in order, and puts an answer to each beside it. It may take its time.
+	fly func(requests []strategy.Request, answers []answer)
 	// boarding takes riders to a shuttle that waits for some.
 	boarding chan []*rider
 	// riders are those whose rides are over, to be used again.
 	riders sync.Pool
 
 	mu sync.Mutex
-	// waiting holds the riders of the flights to come, first come first.
-	waiting list.List
+	// queue holds the riders of the flights to come, first come first, and waiting is how many of them have not gone.
+	queue   []*rider
+	waiting int
 	flights int
 	// riding is how many callers wait for a flight that is under way.
 	riding int
 }
 
-func newBatcher(fly func(requests []strategy.Request) []answer) *batcher {
+func newBatcher(fly func(requests []strategy.Request, answers []answer)) *batcher {
 	return &batcher{
 		fly:      fly,
 		boarding: make(chan []*rider),
@@ -66,7 +67,6 @@ type rider struct {
 	ctx     context.Context
 	request strategy.Request
 	stage   stage
-	place   *list.Element
 	// answer is there when landed says so.
 	answer answer
 	landed chan struct{}
@@ -106,7 +106,8 @@ func (b *batcher) ride(ctx context.Context, request strategy.Request) ([]limiter
 func (b *batcher) wait(r *rider) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	r.place = b.waiting.PushBack(r)
+	b.queue = append(b.queue, r)
+	b.waiting++
 	b.depart()
 }
 
@@ -118,7 +119,8 @@ func (b *batcher) leave(r *rider) bool {
 	case arrived:
 		return false
 	case waiting:
-		b.waiting.Remove(r.place)
+		b.waiting--
+		defer b.forget()
 	case riding:
 		// A flight that nobody waits for any more doesn't hold up the next.
 		b.riding--
@@ -128,6 +130,13 @@ func (b *batcher) leave(r *rider) bool {
 	}
 	r.stage = gone
 	return true
+}
+
+// forget drops those who have gone, if they are more than the others. The caller holds the mutex.
+func (b *batcher) forget() {
+	if len(b.queue) > 2*b.waiting {
+		b.queue = slices.DeleteFunc(b.queue, func(r *rider) bool { return r.stage == gone })
+	}
 }
 
 // depart sends off those who wait, if it is time to. The caller holds the mutex.
@@ -144,12 +153,17 @@ func (b *batcher) depart() {
 
 // board takes a batch from those who wait, if it is time to. The caller holds the mutex.
 func (b *batcher) board() []*rider {
-	if b.flights > 0 && (b.flights == maxFlights || b.riding >= crowd && b.waiting.Len() < maxRequests) {
+	if b.waiting == 0 || b.flights > 0 && (b.flights == maxFlights || b.riding >= crowd && b.waiting < maxRequests) {
 		return nil
 	}
-	var riders []*rider
-	for hits := 0; b.waiting.Len() > 0 && len(riders) < maxRequests && hits < maxHits; {
-		r := b.waiting.Remove(b.waiting.Front()).(*rider)
+	riders := make([]*rider, 0, min(b.waiting, maxRequests))
+	left, hits := 0, 0
+	for ; left < len(b.queue) && len(riders) < maxRequests && hits < maxHits; left++ {
+		r := b.queue[left]
+		if r.stage == gone {
+			continue
+		}
+		b.waiting--
 		if r.ctx.Err() != nil {
 			r.stage = gone
 			continue
@@ -158,6 +172,7 @@ func (b *batcher) board() []*rider {
 		riders = append(riders, r)
 		hits += len(r.request.Hits)
 	}
+	b.queue = slices.Delete(b.queue, 0, left)
 	if len(riders) > 0 {
 		b.flights++
 		b.riding += len(riders)
@@ -169,9 +184,18 @@ func (b *batcher) board() []*rider {
 func (b *batcher) shuttle(riders []*rider) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
+	var requests []strategy.Request
+	var answers []answer
 	for {
 		for len(riders) > 0 {
-			riders = b.land(riders, b.fly(requestsOf(riders)))
+			for _, r := range riders {
+				requests, answers = append(requests, r.request), append(answers, answer{})
+			}
+			b.fly(requests, answers)
+			riders = b.land(riders, answers)
+			clear(requests)
+			clear(answers)
+			requests, answers = requests[:0], answers[:0]
 		}
 		timer.Reset(patience)
 		select {
@@ -182,17 +206,13 @@ func (b *batcher) shuttle(riders []*rider) {
 	}
 }
 
-func requestsOf(riders []*rider) []strategy.Request {
-	requests := make([]strategy.Request, len(riders))
-	for i, r := range riders {
-		requests[i] = r.request
-	}
-	return requests
-}
-
-// land gives all riders their answers, and boards the next.
+// land gives all riders their answers, and boards the next. The flight counts until those who have landed had their
+// turn to run: they ask again at once, and a flight that left without them would be all but empty.
 func (b *batcher) land(riders []*rider, answers []answer) []*rider {
-	landed := b.disembark(riders, answers)
+	landed := b.arrive(riders, answers)
+	for _, r := range riders {
+		r.landed <- struct{}{}
+	}
 	runtime.Gosched()
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -203,16 +223,16 @@ func (b *batcher) land(riders []*rider, answers []answer) []*rider {
 	return next
 }
 
-func (b *batcher) disembark(riders []*rider, answers []answer) (landed int) {
+// arrive has the answers at hand for their riders, and says how many of them wait for theirs.
+func (b *batcher) arrive(riders []*rider, answers []answer) (landed int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i, r := range riders {
+		r.answer = answers[i]
 		if r.stage == riding {
 			r.stage = arrived
 			landed++
 		}
-		r.answer = answers[i]
-		r.landed <- struct{}{}
 	}
 	return landed
 }

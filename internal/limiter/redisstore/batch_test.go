@@ -31,9 +31,8 @@ type tower struct {
 
 func newTower() *tower {
 	w := &tower{landing: make(chan struct{})}
-	w.batcher = newBatcher(func(requests []strategy.Request) []answer {
+	w.batcher = newBatcher(func(requests []strategy.Request, answers []answer) {
 		var keys []string
-		answers := make([]answer, len(requests))
 		for i, r := range requests {
 			keys = append(keys, r.Hits[0].Key)
 			answers[i] = answerTo(r.Hits)
@@ -42,7 +41,6 @@ func newTower() *tower {
 		w.departed = append(w.departed, strings.Join(keys, " "))
 		w.mu.Unlock()
 		<-w.landing
-		return answers
 	})
 	return w
 }

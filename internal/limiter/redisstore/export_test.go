@@ -34,7 +34,9 @@ func Decide(s *Store, requests [][]limiter.Hit) (remaining []int64, errs []error
 	for i, hits := range requests {
 		riding[i].Hits = hits
 	}
-	for _, a := range s.decide(riding) {
+	answers := make([]answer, len(riding))
+	s.decide(riding, answers)
+	for _, a := range answers {
 		errs = append(errs, a.err)
 		if a.err != nil {
 			remaining = append(remaining, -1)
@@ -59,7 +61,7 @@ func UnderWay(c *Cluster) int {
 
 // Waiting is how many requests wait for a flight.
 func Waiting(c *Cluster) int {
-	return total(c, func(b *batcher) int { return b.waiting.Len() })
+	return total(c, func(b *batcher) int { return b.waiting })
 }
 
 func total(c *Cluster, of func(*batcher) int) (sum int) {

@@ -117,35 +117,34 @@ func check(ctx context.Context, hits []limiter.Hit) error {
 }
 
 // decide decides the requests of a batch, in order.
-func (s *Store) decide(requests []strategy.Request) []answer {
-	verdicts, err := s.call(requests)
+func (s *Store) decide(requests []strategy.Request, answers []answer) {
+	err := s.call(requests, answers)
 	if err != nil && len(requests) > 1 && spoiled(err) {
 		half := len(requests) / 2
-		return append(s.decide(requests[:half]), s.decide(requests[half:])...)
+		s.decide(requests[:half], answers[:half])
+		s.decide(requests[half:], answers[half:])
+		return
 	}
-	answers := make([]answer, len(requests))
-	for i := range requests {
-		if err != nil {
-			answers[i].err = err
-			continue
-		}
-		answers[i].verdicts = verdicts[i]
+	for i := range answers {
+		answers[i].err = err
 	}
-	return answers
 }
 
-// call gives the verdicts of all requests. Its context is none of the callers': one of them who gives up must not
-// take the answer from the others.
-func (s *Store) call(requests []strategy.Request) ([][]limiter.Verdict, error) {
+// call answers all requests with verdicts, or fails. Its context is none of the callers': one of them who gives up must
+// not take the answer from the others.
+func (s *Store) call(requests []strategy.Request, answers []answer) error {
 	call := s.calls.Get().(*strategy.Call)
 	defer s.calls.Put(call)
 	verdicts, err := s.run(call, time.Now().UnixMicro(), requests)
 	var stale *strategy.StaleError
 	if errors.As(err, &stale) {
 		// Nothing was charged, and it is decided by Redis's clock, however wrong ours is.
-		return s.run(call, stale.Now, requests)
+		verdicts, err = s.run(call, stale.Now, requests)
 	}
-	return verdicts, err
+	for i, v := range verdicts {
+		answers[i].verdicts = v
+	}
+	return err
 }
 
 // run runs the script once, for a time that is hopefully Redis's.

@@ -41,7 +41,7 @@ func newShard(node *redis.Client, scripts scripts, circuit Circuit) *shard {
 
 // decide sends each call once. Who is told that its call was not executed can ask again, and keeps nobody waiting
 // whose call was.
-func (s *shard) decide(requests []strategy.Request) []answer {
+func (s *shard) decide(requests []strategy.Request, answers []answer) {
 	calls := s.share(requests)
 	// The error is that of one of the calls, which tells it by itself.
 	_, _ = s.node.Pipelined(context.Background(), func(pipe redis.Pipeliner) error {
@@ -52,12 +52,10 @@ func (s *shard) decide(requests []strategy.Request) []answer {
 		}
 		return nil
 	})
-	answers := make([]answer, len(requests))
 	for _, c := range calls {
 		c.answer(answers)
 		s.calls.Put(c)
 	}
-	return answers
 }
 
 // share gives the calls of a batch, one for each partition. In each the requests have the order of the batch.

@@ -11,7 +11,7 @@
 -- Reply    as in take.lua.
 
 local KEYS, requests = KEYS, ARGV[2]
-local values, changed, admitted, reply = call('MGET', unpack(KEYS)), {}, {}, {now, ''}
+local values, changed, admissions, answers = call('MGET', unpack(KEYS)), {}, {}, {}
 
 local takes, costs = {}, {}
 for at = 1, #ARGV[1], 8 * WIDTH do
@@ -30,9 +30,9 @@ for counter = 1, #KEYS do
   local times, high, low = byte(requests, 3 * counter - 2, 3 * counter)
   local term = high * 256 + low + 1
   local new, said
-  admitted[counter], state, new, said = takes[term](state, costs[term], times, counter)
+  admissions[counter], state, new, said = takes[term](state, costs[term], times, counter)
   if new then changed[counter] = state end
-  reply[counter + 2] = said or state or ''
+  answers[counter] = said or state or ''
 end
 
 if stale then return {now} end
@@ -42,5 +42,4 @@ for counter = 1, #KEYS do
   if state then save(counter, state, values[counter] and #values[counter]) end
 end
 
-reply[2] = string.char(unpack(admitted))
-return reply
+return answer(admissions, answers)

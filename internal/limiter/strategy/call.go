@@ -58,6 +58,9 @@ type Call struct {
 	algorithm limiter.Algorithm
 	mixed     bool
 	alone     []byte
+
+	answered []answer
+	told     [][]limiter.Verdict
 }
 
 // term is what hits of different counters can have in common.
@@ -231,7 +234,8 @@ type StaleError struct {
 func (e *StaleError) Error() string { return fmt.Sprintf("the call is not for the time %d", e.Now) }
 
 // Verdicts reads the reply to the call. There are verdicts for the hits of each request, in the order of Add, and
-// none for those that have receipts.
+// none for those that have receipts. The verdicts are the caller's; the list of them is good until the next
+// [Call.Reset].
 func (c *Call) Verdicts(reply []any) ([][]limiter.Verdict, error) {
 	if len(reply) == 0 {
 		return nil, errors.New("reading the verdicts: the reply is empty")
@@ -260,41 +264,76 @@ type answer struct {
 // told from.
 func (c *Call) answers(admissions any, said []any) ([]answer, error) {
 	admitted, ok := admissions.(string)
-	if !ok || len(admitted) != c.hits || len(said) != c.hits {
-		return nil, fmt.Errorf("reading the verdicts of %d hits: %q admits those of %d, and %d say more", c.hits, admissions, len(admitted), len(said))
+	if !ok || len(admitted) != c.hits {
+		return nil, fmt.Errorf("reading the verdicts: %q are no admissions of %d hits", admissions, c.hits)
 	}
-	answers := make([]answer, 0, c.hits)
+	if err := c.separate(said); err != nil {
+		return nil, fmt.Errorf("reading the verdicts: %w", err)
+	}
+	n := 0
 	for i := range c.groups {
 		g := &c.groups[i]
 		for j := range g.Hits {
-			n := len(answers)
-			a := answer{admitted: int64(admitted[n])}
+			a := &c.answered[n]
+			a.admitted = int64(admitted[n])
 			if a.admitted > int64(g.times) {
 				return nil, fmt.Errorf("reading the verdicts: %d of %d requests can't be admitted", a.admitted, g.times)
 			}
-			a.said, ok = said[n].(string)
-			if smallest := of(g.Hits[j].Limit.Algorithm).smallest; !ok || a.said != "" && len(a.said) < header+smallest {
-				return nil, fmt.Errorf("reading the verdicts: %q is no state of %s", said[n], g.Hits[j].Limit.Algorithm)
+			algorithm := g.Hits[j].Limit.Algorithm
+			if a.said != "" && len(a.said) < header+of(algorithm).smallest {
+				return nil, fmt.Errorf("reading the verdicts: %q is no state of %s", a.said, algorithm)
 			}
-			answers = append(answers, a)
+			n++
 		}
 	}
-	return answers, nil
+	return c.answered, nil
+}
+
+// separate reads what is said of each hit. It is one text if all are of one size.
+func (c *Call) separate(said []any) error {
+	c.answered = c.answered[:0]
+	for _, part := range said {
+		text, ok := part.(string)
+		if !ok {
+			return fmt.Errorf("%v is no state", part)
+		}
+		c.answered = append(c.answered, answer{said: text})
+	}
+	if len(said) == 1 && c.hits != 1 {
+		c.separateEvenly(c.answered[0].said)
+	}
+	if len(c.answered) != c.hits {
+		return fmt.Errorf("%d hits got %d answers", c.hits, len(c.answered))
+	}
+	return nil
+}
+
+func (c *Call) separateEvenly(text string) {
+	c.answered = c.answered[:0]
+	if c.hits == 0 || len(text)%c.hits != 0 {
+		return
+	}
+	size := len(text) / c.hits
+	for i := range c.hits {
+		c.answered = append(c.answered, answer{said: text[i*size : (i+1)*size]})
+	}
 }
 
 // tell makes verdicts of the answers, for one request after the other.
 func (c *Call) tell(now int64, answers []answer) [][]limiter.Verdict {
-	all, room := make([][]limiter.Verdict, len(c.places)), make([]limiter.Verdict, c.rooms())
-	for i, p := range c.places {
+	room := make([]limiter.Verdict, c.rooms())
+	c.told = c.told[:0]
+	for _, p := range c.places {
 		if p.group < 0 {
+			c.told = append(c.told, nil)
 			continue
 		}
 		g := &c.groups[p.group]
 		n := len(g.Hits)
-		all[i], room = room[:n:n], room[n:]
-		c.tellOne(all[i], now, g, answers[g.first:][:n], int64(p.nth))
+		c.tellOne(room[:n], now, g, answers[g.first:][:n], int64(p.nth))
+		c.told, room = append(c.told, room[:n:n]), room[n:]
 	}
-	return all
+	return c.told
 }
 
 // rooms is how many verdicts there will be.

@@ -13,8 +13,8 @@
 --          one hit, and the receipt of its charge follows as a double.
 -- Reply    the time, in microseconds since the Unix epoch; as a byte for each hit of the modes TAKE and TRY, how many
 --          of the equal requests it would admit; and for each of these hits what the verdicts are to be told from:
---          the counter's value, if the rule gives nothing else. The time alone, if parameters are of another time: then
---          nothing was changed.
+--          the counter's value, if the rule gives nothing else. Texts of one size are one text. The time alone, if
+--          parameters are of another time: then nothing was changed.
 --
 -- Where all hits count one request more, but those that are shadows, it is charged to all. TRY charges nothing.
 -- A script is not undone when it fails, so everything is computed first, and written last.
@@ -30,7 +30,7 @@ end
 local terms = {read('<' .. string.rep('d', #ARGV[1] / 8), ARGV[1])}
 local requests = ARGV[2]
 local rules = {}
-local admissions, reply = {}, {now, ''}
+local admissions, answers = {}, {}
 
 -- Gives the state of a counter as far as the terms can read it.
 local function load(counter, first)
@@ -58,10 +58,10 @@ local function evaluate(counter, first, times)
   return take(load(counter, first), terms[first + 2], times, counter)
 end
 
--- Answers the next hit, and gives the place of the answer.
-local function answer(admitted, said)
+-- Adds the answer to the next hit, and gives its place.
+local function add(admitted, said)
   local place = #admissions + 1
-  admissions[place], reply[place + 2] = admitted, said or ''
+  admissions[place], answers[place] = admitted, said or ''
   return place
 end
 
@@ -84,7 +84,7 @@ local function takeTogether(hits, times, shadow, most)
         _, hit.state, hit.new, hit.said = evaluate(hit.counter, hit.first, admitted)
       end
       if hit.new then store(hit.counter, hit.first, hit.state) end
-      admissions[hit.place], reply[hit.place + 2] = hit.admitted, hit.said or hit.state or ''
+      admissions[hit.place], answers[hit.place] = hit.admitted, hit.said or hit.state or ''
     end
   end
   return admitted
@@ -95,7 +95,7 @@ local function takeAll(at, number, times, most)
   for i = 1, number do
     local c1, c2, t1, t2 = byte(requests, at, at + 3)
     local first = (t1 * 256 + t2) * WIDTH + 1
-    hits[i] = {counter = c1 * 256 + c2 + 1, first = first, shadow = terms[first + 3] == 1, place = answer(0)}
+    hits[i] = {counter = c1 * 256 + c2 + 1, first = first, shadow = terms[first + 3] == 1, place = add(0)}
     at = at + 4
   end
   local admitted = takeTogether(hits, times, false, most)
@@ -122,7 +122,7 @@ while at <= last do
     if mode == TAKE and number == 1 then
       local admitted, state, new, said = evaluate(counter, first, times)
       if new then store(counter, first, state) end
-      answer(admitted, said or state)
+      add(admitted, said or state)
     else
       takeAll(at + 4, number, times, mode == TRY and 0 or times)
     end
@@ -136,5 +136,4 @@ for counter = 1, #KEYS do
   if changed[counter] then save(counter, values[counter], sizes[counter]) end
 end
 
-reply[2] = string.char(unpack(admissions))
-return reply
+return answer(admissions, answers)
