@@ -23,7 +23,7 @@ import (
 )
 
 // patience is more than the tests of a package take. A fault that makes them hang is found.
-const patience = time.Minute
+const patience = 10 * time.Minute
 
 // untold are tests of tests, which would take long and find nothing.
 const untold = "Broken"
