@@ -124,11 +124,11 @@ var faults = []fault{
 		{counter, `n.seed(h.ID.Namespace, "counter",`, `n.seed(h.ID.Namespace, "counter", h.Limit.Window.String(), strconv.FormatInt(h.Limit.Requests, 10),`},
 	}, []string{"./internal/match"}},
 	{"a request that charges some of its limits", []edit{
-		{takeLua, "if not shadow and hit.admitted > admitted then", "if false then"},
+		{takeLua, "if not shadow and admissions[hit] > admitted then", "if false then"},
 		{evaluator, "if admitted {\n\t\ttimes = 1", "if true {\n\t\ttimes = 1"},
 	}, stores},
 	{"a refused request that charges shadow limits", []edit{
-		{takeLua, "if admitted > 0 then takeTogether(hits, admitted,", "if true then takeTogether(hits, times,"},
+		{takeLua, "if any and admitted > 0 then takeTogether(from, size, admitted,", "if any then takeTogether(from, size, times,"},
 		{evaluator, "if hits[i].Shadow && admitted {", "if hits[i].Shadow {"},
 	}, stores},
 	{"a shadow limit that refuses", []edit{

@@ -30,7 +30,10 @@ end
 local terms = {read('<' .. string.rep('d', #ARGV[1] / 8), ARGV[1])}
 local requests = ARGV[2]
 local rules = {}
-local admissions, answers = {}, {}
+-- Of each hit its answer, and until then the counter that it hits, its terms, whether it is a shadow, and the counter's
+-- next value.
+local admissions, answers, size = {}, {}, 0
+local counters, firsts, shadows, states, news = {}, {}, {}, {}, {}
 
 -- Gives the state of a counter as far as the terms can read it.
 local function load(counter, first)
@@ -58,48 +61,42 @@ local function evaluate(counter, first, times)
   return take(load(counter, first), terms[first + 2], times, counter)
 end
 
--- Adds the answer to the next hit, and gives its place.
-local function add(admitted, said)
-  local place = #admissions + 1
-  admissions[place], answers[place] = admitted, said or ''
-  return place
-end
-
--- Has the shadow hits, or the others, take from their counters. The least that any of them admits is what they
--- are charged for.
-local function takeTogether(hits, times, shadow, most)
+-- Has the shadow hits among these, or the others, take from their counters. The least that any of them admits is what
+-- they are charged for.
+local function takeTogether(from, to, times, shadow, most)
   local admitted = most
-  for i = 1, #hits do
-    local hit = hits[i]
-    if hit.shadow == shadow then
-      hit.admitted, hit.state, hit.new, hit.said = evaluate(hit.counter, hit.first, times)
-      if not shadow and hit.admitted < admitted then admitted = hit.admitted end
+  for hit = from, to do
+    if shadows[hit] == shadow then
+      local admits, state, new, said = evaluate(counters[hit], firsts[hit], times)
+      admissions[hit], answers[hit], states[hit], news[hit] = admits, said or state or '', state, new
+      if not shadow and admits < admitted then admitted = admits end
     end
   end
-  for i = 1, #hits do
-    local hit = hits[i]
-    if hit.shadow == shadow then
-      if not shadow and hit.admitted > admitted then
-        local _
-        _, hit.state, hit.new, hit.said = evaluate(hit.counter, hit.first, admitted)
+  for hit = from, to do
+    if shadows[hit] == shadow then
+      if not shadow and admissions[hit] > admitted then
+        local _, state, new, said = evaluate(counters[hit], firsts[hit], admitted)
+        answers[hit], states[hit], news[hit] = said or state or '', state, new
       end
-      if hit.new then store(hit.counter, hit.first, hit.state) end
-      admissions[hit.place], answers[hit.place] = hit.admitted, hit.said or hit.state or ''
+      if news[hit] then store(counters[hit], firsts[hit], states[hit]) end
     end
   end
   return admitted
 end
 
 local function takeAll(at, number, times, most)
-  local hits = {}
-  for i = 1, number do
+  local from, any = size + 1, false
+  size = size + number
+  for hit = from, size do
     local c1, c2, t1, t2 = byte(requests, at, at + 3)
     local first = (t1 * 256 + t2) * WIDTH + 1
-    hits[i] = {counter = c1 * 256 + c2 + 1, first = first, shadow = terms[first + 3] == 1, place = add(0)}
+    local shadow = terms[first + 3] == 1
+    counters[hit], firsts[hit], shadows[hit] = c1 * 256 + c2 + 1, first, shadow
+    if shadow then any, admissions[hit], answers[hit] = true, 0, '' end
     at = at + 4
   end
-  local admitted = takeTogether(hits, times, false, most)
-  if admitted > 0 then takeTogether(hits, admitted, true, admitted) end
+  local admitted = takeTogether(from, size, times, false, most)
+  if any and admitted > 0 then takeTogether(from, size, admitted, true, admitted) end
 end
 
 -- Refunds or renews a charge. What is gone owes nothing, and what another strategy has written can't be told.
@@ -122,7 +119,8 @@ while at <= last do
     if mode == TAKE and number == 1 then
       local admitted, state, new, said = evaluate(counter, first, times)
       if new then store(counter, first, state) end
-      add(admitted, said or state)
+      size = size + 1
+      admissions[size], answers[size] = admitted, said or state or ''
     else
       takeAll(at + 4, number, times, mode == TRY and 0 or times)
     end
