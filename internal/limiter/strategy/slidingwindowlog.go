@@ -49,7 +49,7 @@ return {key = key, listed = listed, held = listed, from = 0, size = 7 * (listed 
 ` + logLua + `
 -- Gives a log in which nothing is, but what is taken now.
 local function start(total)
-  local log = {listed = 0, held = 0, from = 0, size = 1, blocks = {[0] = string.rep('\0', 8)}}
+  local log = {listed = 0, held = 0, from = 0, size = 1, blocks = {[0] = pack(now - OLDEST, 0)}}
   if total > 0 then log = append(log, 0, now, total, 1) end
   return log
 end
@@ -87,7 +87,9 @@ return function(log, cost, times, counter)
     if admitted < 0 then admitted = 0 elseif admitted > times then admitted = times end
   end
   local taken = admitted * cost
-  if taken > 0 then log, total = append(log, gone, at, cost, admitted), total + taken end
+  if taken > 0 then
+    log, total = append(renew(log, gone), gone, at, cost, admitted), total + taken
+  end
   local more, fits = now + window, 0
   if total > 0 then more = now - element(log, gone + 1) + window end
   if total + cost > requests and cost <= requests then fits = leaves(log, gone, total + cost - requests) end
@@ -144,7 +146,13 @@ end`,
 // below held, they are as Redis has them, and only some of them are read already. Elements are numbered through all
 // blocks, from the start of the first block that is kept; size is the number of the next one. A log shares its blocks
 // with the one that it came from: those of a log in which too much was tried have elements that are not in it.
-const logLua = `local function block(log, b)
+const logLua = `local OLDEST = 70368744177664
+
+local function pack(time, sum)
+  return write('<I4I2I2', time % 4294967296, floor(time / 4294967296) % 65536, sum)
+end
+
+local function block(log, b)
   local elements = log.blocks[b]
   if not elements then
     elements = call('LINDEX', log.key, b)
@@ -179,6 +187,7 @@ local function save(log, counter)
   local key, ttl = KEYS[counter], expiries[counter] - second
   local first, last = log.from / 7, floor((log.size - 1) / 7)
   if log.listed == 0 then call('DEL', key) end
+  if log.renewed and log.renewed < log.held then call('LSET', key, log.renewed, log.blocks[log.renewed]) end
   for b = max(first, log.held), last do
     local elements = sub(log.blocks[b], 1, (log.size - 7 * b) * 8)
     if b < log.listed then
@@ -205,15 +214,33 @@ local function extend(log, from, size, others)
     blocks[b] = sub(elements, at, at + 55)
     b = b + 1
   end
-  return {key = log.key, listed = log.listed, held = held, from = from - from % 7, size = size + #others / 8,
-    blocks = blocks, save = save}
+  return {key = log.key, listed = log.listed, held = held, renewed = log.renewed, from = from - from % 7,
+    size = size + #others / 8, blocks = blocks, save = save}
+end
+
+-- Gives the log with the elements up to one, from the start of its block, made as old as they get that are older.
+local function renew(log, last)
+  local b = floor(last / 7)
+  if element(log, 7 * b) <= OLDEST then return log end
+  local elements = block(log, b)
+  for i = 7 * b, last do
+    local age, sum = element(log, i)
+    if age > OLDEST then
+      elements = sub(elements, 1, i % 7 * 8) .. pack(now - OLDEST, sum) .. sub(elements, i % 7 * 8 + 9)
+    end
+  end
+  -- The log that it came from stays as it is: this may only be tried.
+  local blocks = {}
+  for i, others in pairs(log.blocks) do blocks[i] = others end
+  blocks[b] = elements
+  return {key = log.key, listed = log.listed, held = log.held, renewed = b, from = log.from, size = log.size, blocks = blocks}
 end
 
 -- Gives the log from the block of an element on, and so many more of a time and a cost.
 local function append(log, from, time, cost, times)
   local _, sum = element(log, log.size - 1)
-  local low, high, more = time % 4294967296, floor(time / 4294967296) % 65536, {}
-  for i = 1, times do more[i] = write('<I4I2I2', low, high, (sum + i * cost) % 65536) end
+  local more = {}
+  for i = 1, times do more[i] = pack(time, (sum + i * cost) % 65536) end
   return extend(log, from, log.size, table.concat(more))
 end
 `
@@ -231,6 +258,9 @@ func validateSlidingWindowLog(l *limiter.Limit) error {
 const (
 	// elementSize is how many bytes an element has, and blockLength how many elements a block.
 	elementSize, blockLength = 8, 7
+	// oldest is how old elements get, in microseconds: two years and some months, which is more than any window, and
+	// less by more than any window than what looks like it is yet to come.
+	oldest = 1 << 46
 	// maxYounger is how many requests may have been admitted since one that is refunded. All their sums change, and
 	// that must not keep Redis from others. What is older counts until it leaves.
 	maxYounger = 256
@@ -263,8 +293,24 @@ func (e elements) leaves(after int, units, now, window int64) int64 {
 
 // add appends an element.
 func (e elements) add(at, cost int64) elements {
-	sum := e.sum(e.last()) + uint16(cost)
-	return binary.LittleEndian.AppendUint64(e, uint64(at)&(1<<48-1)|uint64(sum)<<48)
+	return binary.LittleEndian.AppendUint64(e, element(at, e.sum(e.last())+uint16(cost)))
+}
+
+// start appends to nothing the element that comes before all others.
+func (e elements) start(now int64) elements {
+	return binary.LittleEndian.AppendUint64(e, element(now-oldest, 0))
+}
+
+// element gives one of a time, which is taken modulo 2^48, and of the sum of all costs up to it.
+func element(at int64, sum uint16) uint64 { return uint64(at)&(1<<48-1) | uint64(sum)<<48 }
+
+// renew makes the elements up to one as old as they get that are older.
+func (e elements) renew(last int, now int64) {
+	for i := range last + 1 {
+		if e.age(i, now) > oldest {
+			binary.LittleEndian.PutUint64(e[elementSize*i:], element(now-oldest, e.sum(i)))
+		}
+	}
 }
 
 // without appends the elements but one, which took a cost.
@@ -276,7 +322,7 @@ func (e elements) without(dst []byte, i int, cost int64) elements {
 	return dst
 }
 
-// nothing is a log in which nothing was taken. It must not be changed.
+// nothing is a log in which nothing was taken. It must not be changed, and isn't kept.
 var nothing = make(elements, elementSize)
 
 // record is a log as it counts now.
@@ -300,7 +346,7 @@ func loadRecord(state []byte, now, window int64) record {
 	gone := seek(e.last()-1, func(i int) bool { return e.age(1+i, now) < window })
 	total, ahead := e.cost(gone, e.last()), max(0, -e.age(e.last(), now))
 	if ahead > grace {
-		return record{elements: append(elements{}, nothing...).add(now, total), total: total, at: now, moved: true}
+		return record{elements: elements{}.start(now).add(now, total), total: total, at: now, moved: true}
 	}
 	first := gone / blockLength * blockLength
 	return record{elements: e[elementSize*first:], gone: gone - first, total: total, at: now + ahead}
@@ -324,7 +370,7 @@ func takeSlidingWindowLog(t *Taking, state []byte, now int64, l *limiter.Limit, 
 	r := loadRecord(state, now, window)
 	t.Admitted = fitting(l.Requests-r.total, cost, times)
 	if taken := t.Admitted * cost; taken > 0 || r.moved {
-		next := append(elements(t.Next), r.elements...)
+		next := r.next(t.Next, now)
 		for range taken / max(1, cost) {
 			next = next.add(r.at, cost)
 		}
@@ -332,6 +378,16 @@ func takeSlidingWindowLog(t *Taking, state []byte, now int64, l *limiter.Limit, 
 		t.Next, t.TTL = next, r.at+window-now
 	}
 	t.Said = r.say(t.Said, now, l, cost)
+}
+
+// next appends the elements that the next state begins with.
+func (r record) next(dst []byte, now int64) elements {
+	if len(r.elements) == len(nothing) {
+		return elements(dst).start(now)
+	}
+	next := append(elements(dst), r.elements...)
+	next.renew(r.gone, now)
+	return next
 }
 
 // say appends what is taken, when something is taken now, when more will have left, and when a cost fits that doesn't
