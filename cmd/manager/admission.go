@@ -101,7 +101,7 @@ func (o options) ownNamespace() (string, error) {
 	}
 	text, err := os.ReadFile(namespaceFile)
 	if err != nil {
-		return "", usageError{errors.New("--namespace is required with --webhook-port outside a cluster: the namespace of the webhooks' Service")}
+		return "", usageError{errors.New("--namespace is required outside a cluster, with --webhook-port and --redis-users: the namespace of the webhooks' Service and of Secrets")}
 	}
 	return strings.TrimSpace(string(text)), nil
 }

@@ -123,7 +123,7 @@ func newReplica(t *testing.T, redis, namespace string) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opened, err := o.open()
+	opened, err := o.open(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

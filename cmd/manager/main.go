@@ -73,7 +73,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	logger := newLogger(stderr, o.logLevel)
 	redisclient.LogTo(logger)
 
-	redis, err := o.open()
+	users, err := o.newUsers(logger)
+	if err != nil {
+		return err
+	}
+	redis, err := o.open(users)
 	if err != nil {
 		return err
 	}
@@ -96,6 +100,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	instance, err := o.instanceOf(ctx, mgr.GetAPIReader())
 	if err != nil {
 		return err
+	}
+	if users != nil {
+		if err := users.SetupWithManager(mgr); err != nil {
+			return err
+		}
 	}
 	if err := addControllers(mgr, redis, instance); err != nil {
 		return err

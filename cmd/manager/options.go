@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/go-logr/logr"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap/zapcore"
 	corev1 "k8s.io/api/core/v1"
@@ -20,11 +21,14 @@ import (
 
 	"github.com/weir-dev/weir/internal/configstore"
 	"github.com/weir-dev/weir/internal/redisclient"
+	"github.com/weir-dev/weir/internal/redisusers"
 )
 
 // options are the manager's flags.
 type options struct {
 	redis, configRedis      string
+	redisCredentials        string
+	redisUsers              string
 	instance                string
 	kubeconfig              string
 	namespace               string
@@ -51,10 +55,12 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.SetOutput(io.Discard) // Whoever calls tells of errors.
 	fs.StringVar(&o.redis, "redis", "", "`URL` of the Redis that counters and usage reports are in (required)")
 	fs.StringVar(&o.configRedis, "config-redis", "", "`URL` of the Redis that snapshots are published in (default: --redis)")
+	fs.StringVar(&o.redisCredentials, "redis-credentials", "", "`folder` with the files username, password and ca.crt for Redis, which may change (default: those of the URLs)")
+	fs.StringVar(&o.redisUsers, "redis-users", "", "`name` of the Secret, in the manager's own namespace, with the users of a Redis of its own; it is made if it isn't there (default: Redis has users already)")
 	fs.StringVar(&o.instance, "instance", "", "`name` that keeps this installation apart from others in one Redis (default: from the UID of namespace kube-system)")
 	fs.BoolVar(&o.leaderElect, "leader-elect", false, "work only while holding the leader lease, so that several replicas can run")
 	fs.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "`name` of the namespace of the leader lease (default: the manager's own)")
-	fs.StringVar(&o.namespace, "namespace", "", "`name` of the manager's own namespace, where the Service and the certificate of its webhooks are (default: its service account's)")
+	fs.StringVar(&o.namespace, "namespace", "", "`name` of the manager's own namespace, where the Service and the certificate of its webhooks are, and the users of Redis (default: its service account's)")
 	fs.IntVar(&o.webhookPort, "webhook-port", 0, "`port` to answer the API server's admission requests at; 0 answers none")
 	fs.StringVar(&o.configDir, "config-dir", "", "`folder` with sidecar.yaml, the settings of the sidecars that pods get (default: none get one)")
 	fs.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "`address` of the metrics, served over TLS to authorized clients; 0 serves none")
@@ -83,12 +89,27 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	if o.configDir != "" && o.webhookPort == 0 {
 		return o, usageError{errors.New("--config-dir goes with --webhook-port only: the API server has to ask about pods")}
 	}
+	if o.redisUsers != "" && o.redisCredentials != "" {
+		return o, usageError{errors.New("--redis-users and --redis-credentials exclude each other: one makes the users that the other is given")}
+	}
 	if o.instance != "" {
 		if err := configstore.CheckInstance(o.instance); err != nil {
 			return o, usageError{fmt.Errorf("--instance: %w", err)}
 		}
 	}
 	return o, nil
+}
+
+// newUsers gives the keeper of the users of a Redis of our own. Nil is none.
+func (o options) newUsers(log logr.Logger) (*redisusers.Keeper, error) {
+	if o.redisUsers == "" {
+		return nil, nil
+	}
+	namespace, err := o.ownNamespace()
+	if err != nil {
+		return nil, err
+	}
+	return redisusers.New(types.NamespacedName{Namespace: namespace, Name: o.redisUsers}, log.WithName("redis")), nil
 }
 
 // kubernetes finds the Kubernetes API, without a question to it.
@@ -111,12 +132,17 @@ type stores struct {
 	counters, configs redis.UniversalClient
 }
 
-func (o options) open() (stores, error) {
-	counters, err := redisclient.Open(o.redis)
+// open opens the stores. With users, it is these who log in.
+func (o options) open(users *redisusers.Keeper) (stores, error) {
+	credentials := redisclient.CredentialsIn(o.redisCredentials)
+	if users != nil {
+		credentials = redisclient.LogIn(users.LogIn)
+	}
+	counters, err := redisclient.Open(o.redis, credentials)
 	if err != nil {
 		return stores{}, usageError{fmt.Errorf("--redis: %w", err)}
 	}
-	configs, err := redisclient.Open(cmp.Or(o.configRedis, o.redis))
+	configs, err := redisclient.Open(cmp.Or(o.configRedis, o.redis), credentials)
 	if err != nil {
 		return stores{}, usageError{fmt.Errorf("--config-redis: %w", err)}
 	}

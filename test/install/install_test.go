@@ -62,21 +62,42 @@ func TestTheAPIServerTakesEveryObject(t *testing.T) {
 }
 
 // The namespace of config enforces the profile, which says nothing of Deployments: their pods just never come.
-func TestTheManagersPodsKeepToTheRestrictedProfile(t *testing.T) {
+func TestOurPodsKeepToTheRestrictedProfile(t *testing.T) {
 	c := newClient(t)
 	createNamespace(t, c)
 	for name, objects := range map[string][]*unstructured.Unstructured{"config": kustomize(t), "chart": helm(t)} {
-		t.Run(name, func(t *testing.T) {
-			template, _, err := unstructured.NestedMap(find(t, objects, "Deployment", "weir-manager").Object, "spec", "template")
+		for _, o := range objects {
+			template, found, err := unstructured.NestedMap(o.Object, "spec", "template")
 			if err != nil {
 				t.Fatal(err)
 			}
-			pod := &unstructured.Unstructured{Object: template}
-			pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
-			pod.SetNamespace(namespace)
-			pod.SetName("weir-manager")
-			if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
-				t.Error(err)
+			if !found {
+				continue
+			}
+			t.Run(name+"/"+o.GetKind()+" "+o.GetName(), func(t *testing.T) {
+				pod := &unstructured.Unstructured{Object: template}
+				pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
+				pod.SetNamespace(namespace)
+				pod.SetName(o.GetName())
+				if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+func TestTheBundledRedisMakesWayForAnother(t *testing.T) {
+	for name, args := range map[string][]string{
+		"named by its URL":  {"--set", "redis.url=redis://other:6379"},
+		"named by a Secret": {"--set", "redis.urlFrom.secretName=redis,sidecar.redis.url=redis://other:6379"},
+		"with all values":   {"--values", "testdata/all-values.yaml"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, o := range helm(t, args...) {
+				if strings.HasPrefix(o.GetName(), "weir-redis") || o.GetName() == "weir-manager-redis" {
+					t.Errorf("%s %s is there", o.GetKind(), o.GetName())
+				}
 			}
 		})
 	}
