@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -20,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/weir-dev/weir/internal/configstore"
+	"github.com/weir-dev/weir/internal/controller"
 	"github.com/weir-dev/weir/internal/redisclient"
 	"github.com/weir-dev/weir/internal/redisusers"
 )
@@ -29,6 +31,7 @@ type options struct {
 	redis, configRedis      string
 	redisCredentials        string
 	redisUsers              string
+	sidecarCredentials      string
 	instance                string
 	kubeconfig              string
 	namespace               string
@@ -57,6 +60,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.StringVar(&o.configRedis, "config-redis", "", "`URL` of the Redis that snapshots are published in (default: --redis)")
 	fs.StringVar(&o.redisCredentials, "redis-credentials", "", "`folder` with the files username, password and ca.crt for Redis, which may change (default: those of the URLs)")
 	fs.StringVar(&o.redisUsers, "redis-users", "", "`name` of the Secret, in the manager's own namespace, with the users of a Redis of its own; it is made if it isn't there (default: Redis has users already)")
+	fs.StringVar(&o.sidecarCredentials, "sidecar-redis-credentials", "", "`folder` with the files username, password and ca.crt that sidecars log in to Redis with, to be kept in each namespace that has opted in (default: with --redis-users those of its user, or else whoever installs keeps them there)")
 	fs.StringVar(&o.instance, "instance", "", "`name` that keeps this installation apart from others in one Redis (default: from the UID of namespace kube-system)")
 	fs.BoolVar(&o.leaderElect, "leader-elect", false, "work only while holding the leader lease, so that several replicas can run")
 	fs.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "`name` of the namespace of the leader lease (default: the manager's own)")
@@ -89,8 +93,8 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	if o.configDir != "" && o.webhookPort == 0 {
 		return o, usageError{errors.New("--config-dir goes with --webhook-port only: the API server has to ask about pods")}
 	}
-	if o.redisUsers != "" && o.redisCredentials != "" {
-		return o, usageError{errors.New("--redis-users and --redis-credentials exclude each other: one makes the users that the other is given")}
+	if o.redisUsers != "" && (o.redisCredentials != "" || o.sidecarCredentials != "") {
+		return o, usageError{errors.New("--redis-users excludes --redis-credentials and --sidecar-redis-credentials: it makes the users that these are given")}
 	}
 	if o.instance != "" {
 		if err := configstore.CheckInstance(o.instance); err != nil {
@@ -110,6 +114,30 @@ func (o options) newUsers(log logr.Logger) (*redisusers.Keeper, error) {
 		return nil, err
 	}
 	return redisusers.New(types.NamespacedName{Namespace: namespace, Name: o.redisUsers}, log.WithName("redis")), nil
+}
+
+// credentialsForSidecars gives what sidecars log in to Redis with. Nil is nothing that we know of.
+func (o options) credentialsForSidecars(users *redisusers.Keeper) controller.CredentialsSource {
+	switch {
+	case users != nil:
+		return users.Sidecars
+	case o.sidecarCredentials != "":
+		return o.readSidecarCredentials
+	}
+	return nil
+}
+
+// readSidecarCredentials refuses the manager's own user: each namespace would have the rights to publish limits.
+func (o options) readSidecarCredentials() (map[string][]byte, error) {
+	files, err := redisclient.ReadCredentials(o.sidecarCredentials)
+	if err != nil || o.redisCredentials == "" {
+		return files, err
+	}
+	own, err := redisclient.ReadCredentials(o.redisCredentials)
+	if err == nil && bytes.Equal(bytes.TrimSpace(own["username"]), bytes.TrimSpace(files["username"])) {
+		return nil, fmt.Errorf("sidecars must not log in as %s, who is the manager", files["username"])
+	}
+	return files, err
 }
 
 // kubernetes finds the Kubernetes API, without a question to it.

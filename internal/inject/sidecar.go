@@ -11,9 +11,12 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// CredentialsSecret is the name of the Secret, in the pod's namespace, that has the user and password for Redis.
-// The pod starts without it as well.
-const CredentialsSecret = "weir-redis"
+// The Secret, in the pod's namespace, that has the user and password for Redis. The pod starts without it as well.
+const (
+	CredentialsSecret = "weir-redis"
+	// CredentialsType is that of Secrets that the manager keeps. Nothing else is ever of this type.
+	CredentialsType corev1.SecretType = "ratelimit.weir.dev/redis-credentials"
+)
 
 // Where the sidecar finds what is mounted for it.
 const (
