@@ -12,7 +12,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -34,7 +34,7 @@ func TestCredentials(t *testing.T) {
 	t.Run("a namespace that has opted in has them", func(t *testing.T) {
 		for _, label := range []string{v1alpha1.LabelInject, v1alpha1.LabelCredentials} {
 			namespace := w.createNamespace(t, map[string]string{label: "enabled"})
-			if diff := cmp.Diff(secretOf("first"), w.awaitSecret(t, namespace, "first")); diff != "" {
+			if diff := cmp.Diff(secretOf("first-password"), w.awaitSecret(t, namespace, "first-password")); diff != "" {
 				t.Errorf("%s: Secret (-want +got):\n%s", label, diff)
 			}
 		}
@@ -42,13 +42,13 @@ func TestCredentials(t *testing.T) {
 	t.Run("a namespace that opts in later gets them, and loses them when it leaves", func(t *testing.T) {
 		namespace := w.createNamespace(t, nil)
 		w.label(t, namespace, v1alpha1.InjectEnabled)
-		w.awaitSecret(t, namespace, "first")
+		w.awaitSecret(t, namespace, "first-password")
 		w.label(t, namespace, v1alpha1.InjectDisabled)
 		w.awaitNoSecret(t, namespace)
 	})
 	t.Run("they stay until the last pod with a sidecar is gone", func(t *testing.T) {
 		namespace := w.createNamespace(t, map[string]string{v1alpha1.LabelInject: v1alpha1.InjectEnabled})
-		w.awaitSecret(t, namespace, "first")
+		w.awaitSecret(t, namespace, "first-password")
 		pod := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "checkout", Labels: map[string]string{v1alpha1.LabelInjected: "true"}},
 			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app"}}},
@@ -57,10 +57,10 @@ func TestCredentials(t *testing.T) {
 		w.label(t, namespace, "")
 		// Another namespace that leaves after it tells when this one has been looked at.
 		other := w.createNamespace(t, map[string]string{v1alpha1.LabelInject: v1alpha1.InjectEnabled})
-		w.awaitSecret(t, other, "first")
+		w.awaitSecret(t, other, "first-password")
 		w.label(t, other, "")
 		w.awaitNoSecret(t, other)
-		w.awaitSecret(t, namespace, "first")
+		w.awaitSecret(t, namespace, "first-password")
 
 		w.must(t, w.Delete(t.Context(), pod, client.GracePeriodSeconds(0)))
 		w.awaitNoSecret(t, namespace)
@@ -71,7 +71,7 @@ func TestCredentials(t *testing.T) {
 		w.must(t, w.Create(t.Context(), theirs))
 		w.label(t, namespace, v1alpha1.InjectEnabled)
 		other := w.createNamespace(t, map[string]string{v1alpha1.LabelInject: v1alpha1.InjectEnabled})
-		w.awaitSecret(t, other, "first")
+		w.awaitSecret(t, other, "first-password")
 		var s corev1.Secret
 		w.must(t, w.Get(t.Context(), client.ObjectKeyFromObject(theirs), &s))
 		if diff := cmp.Diff(theirs.ResourceVersion, s.ResourceVersion); diff != "" {
@@ -82,11 +82,23 @@ func TestCredentials(t *testing.T) {
 	})
 	t.Run("new ones get to every namespace", func(t *testing.T) {
 		namespace := w.createNamespace(t, map[string]string{v1alpha1.LabelInject: v1alpha1.InjectEnabled})
-		w.awaitSecret(t, namespace, "first")
+		w.awaitSecret(t, namespace, "first-password")
 		w.set(nil, errors.New("the file is being written"))
-		w.set(files("second"), nil)
-		if diff := cmp.Diff(secretOf("second"), w.awaitSecret(t, namespace, "second")); diff != "" {
+		w.set(files("second-password"), nil)
+		if diff := cmp.Diff(secretOf("second-password"), w.awaitSecret(t, namespace, "second-password")); diff != "" {
 			t.Errorf("Secret (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("the log has none of them", func(t *testing.T) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, line := range w.logged {
+			if strings.Contains(line, "first-password") || strings.Contains(line, "second-password") {
+				t.Errorf("logged %s", line)
+			}
+		}
+		if len(w.logged) == 0 {
+			t.Error("nothing was logged")
 		}
 	})
 }
@@ -107,6 +119,8 @@ type credentialsWorld struct {
 	mu    sync.Mutex
 	files map[string][]byte
 	err   error
+	// logged is what the manager has logged, at every level.
+	logged []string
 }
 
 func newCredentialsWorld(t *testing.T) *credentialsWorld {
@@ -115,16 +129,17 @@ func newCredentialsWorld(t *testing.T) *credentialsWorld {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &credentialsWorld{world: &world{t: t, Client: c}, files: files("first")}
+	w := &credentialsWorld{world: &world{t: t, Client: c}, files: files("first-password")}
 	manager := installRights(t, w)
 	anyName := true
+	log := funcr.New(w.log, funcr.Options{Verbosity: 10})
 	mgr, err := ctrl.NewManager(manager, ctrl.Options{
-		Logger: logr.Discard(), Metrics: metricsserver.Options{BindAddress: "0"}, Controller: config.Controller{SkipNameValidation: &anyName},
+		Logger: log, Metrics: metricsserver.Options{BindAddress: "0"}, Controller: config.Controller{SkipNameValidation: &anyName},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := controller.NewCredentialsReconciler(mgr.GetClient(), mgr.GetAPIReader(), w.source, logr.Discard())
+	r := controller.NewCredentialsReconciler(mgr.GetClient(), mgr.GetAPIReader(), w.source, log)
 	if err := r.SetupWithManager(mgr); err != nil {
 		t.Fatal(err)
 	}
@@ -173,6 +188,12 @@ func (w *credentialsWorld) source() (map[string][]byte, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.files, w.err
+}
+
+func (w *credentialsWorld) log(prefix, args string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.logged = append(w.logged, prefix+" "+args)
 }
 
 func (w *credentialsWorld) set(files map[string][]byte, err error) {
