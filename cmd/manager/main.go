@@ -108,7 +108,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := addControllers(mgr, redis, instance); err != nil {
 		return err
 	}
-	if err := admission.addTo(mgr, redis, instance); err != nil {
+	if err := errors.Join(admission.addTo(mgr, redis, instance), admission.addMetrics(metrics.Registry)); err != nil {
 		return err
 	}
 	logger.Info("configured", "instance", instance)

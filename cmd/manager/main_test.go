@@ -20,6 +20,7 @@ func TestBadFlagsAreToldByName(t *testing.T) {
 		"a stray argument":   {"--redis redis://r up", `unexpected argument "up"`},
 		"no such port":       {"--redis redis://r --webhook-port 70000", "--webhook-port must be from 0 to 65535, not 70000"},
 		"nobody to ask":      {"--redis redis://r --config-dir d", "--config-dir goes with --webhook-port only: the API server has to ask about pods"},
+		"nobody to serve":    {"--redis redis://r --webhook-cert-dir d", "--webhook-cert-dir goes with --webhook-port only: it is what is served there"},
 		"users twice":        {"--redis redis://r --redis-users u --redis-credentials d", "--redis-users excludes --redis-credentials and --sidecar-redis-credentials: it makes the users that these are given"},
 		"a bad instance":     {"--redis redis://r --instance {a}", `--instance: must be 1 to 63 letters, digits, dots, underscores or hyphens, not "{a}"`},
 		"a bad Redis URL":    {"--redis http://r", `--redis: opening Redis: the scheme must be redis, rediss or unix, or one of redis and rediss with +sentinel or +cluster, not "http"`},

@@ -36,6 +36,7 @@ type options struct {
 	kubeconfig              string
 	namespace               string
 	webhookPort             int
+	webhookCertDir          string
 	configDir               string
 	leaderElect             bool
 	leaderElectionNamespace string
@@ -66,6 +67,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "`name` of the namespace of the leader lease (default: the manager's own)")
 	fs.StringVar(&o.namespace, "namespace", "", "`name` of the manager's own namespace, where the Service and the certificate of its webhooks are, and the users of Redis (default: its service account's)")
 	fs.IntVar(&o.webhookPort, "webhook-port", 0, "`port` to answer the API server's admission requests at; 0 answers none")
+	fs.StringVar(&o.webhookCertDir, "webhook-cert-dir", "", "`folder` with the files tls.crt, tls.key and ca.crt for --webhook-port, which may change, and whose authority others have the API server trust (default: the manager keeps a certificate itself)")
 	fs.StringVar(&o.configDir, "config-dir", "", "`folder` with sidecar.yaml, the settings of the sidecars that pods get (default: none get one)")
 	fs.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "`address` of the metrics, served over TLS to authorized clients; 0 serves none")
 	fs.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "`address` of /healthz and /readyz; 0 serves none")
@@ -92,6 +94,9 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	}
 	if o.configDir != "" && o.webhookPort == 0 {
 		return o, usageError{errors.New("--config-dir goes with --webhook-port only: the API server has to ask about pods")}
+	}
+	if o.webhookCertDir != "" && o.webhookPort == 0 {
+		return o, usageError{errors.New("--webhook-cert-dir goes with --webhook-port only: it is what is served there")}
 	}
 	if o.redisUsers != "" && (o.redisCredentials != "" || o.sidecarCredentials != "") {
 		return o, usageError{errors.New("--redis-users excludes --redis-credentials and --sidecar-redis-credentials: it makes the users that these are given")}

@@ -103,6 +103,37 @@ func TestTheBundledRedisMakesWayForAnother(t *testing.T) {
 	}
 }
 
+func TestCertManagerTakesOverTheCertificate(t *testing.T) {
+	objects := helm(t, "--set", "webhook.certificates=CertManager")
+	for _, o := range objects {
+		if strings.HasSuffix(o.GetKind(), "WebhookConfiguration") {
+			if diff := cmp.Diff(namespace+"/weir-webhook", o.GetAnnotations()["cert-manager.io/inject-ca-from"]); diff != "" {
+				t.Errorf("%s %s: whose authority is to be trusted (-want +got):\n%s", o.GetKind(), o.GetName(), diff)
+			}
+		}
+		if o.GetName() == "weir-manager-webhook" || strings.Contains(fmt.Sprint(o.Object["rules"]), "webhookconfigurations") {
+			t.Errorf("%s %s gives the manager rights that it doesn't need", o.GetKind(), o.GetName())
+		}
+	}
+	certificate, _, err := unstructured.NestedMap(find(t, objects, "Certificate", "weir-webhook").Object, "spec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]any{"weir-webhook." + namespace + ".svc"}, certificate["dnsNames"]); diff != "" {
+		t.Errorf("names in the certificate (-want +got):\n%s", diff)
+	}
+	// What signs is an authority, and not the certificate itself.
+	if diff := cmp.Diff(map[string]any{"ca": map[string]any{"secretName": "weir-webhook-ca"}}, find(t, objects, "Issuer", "weir-webhook").Object["spec"]); diff != "" {
+		t.Errorf("issuer (-want +got):\n%s", diff)
+	}
+	deployment := fmt.Sprint(find(t, objects, "Deployment", "weir-manager").Object["spec"])
+	for _, part := range []string{"--webhook-cert-dir=/etc/weir-webhook", fmt.Sprint("secretName:", certificate["secretName"])} {
+		if !strings.Contains(deployment, part) {
+			t.Errorf("the Deployment lacks %s", part)
+		}
+	}
+}
+
 func TestConfigAndChartInstallTheSame(t *testing.T) {
 	config, chart := kustomize(t), helm(t)
 	want := map[string]map[string]any{}

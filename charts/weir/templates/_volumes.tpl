@@ -5,6 +5,11 @@
   mountPath: /etc/weir
   readOnly: true
 {{- end }}
+{{- if eq .Values.webhook.certificates "CertManager" }}
+- name: webhook
+  mountPath: /etc/weir-webhook
+  readOnly: true
+{{- end }}
 {{- if .Values.redis.credentials.secretName }}
 - name: redis
   mountPath: /etc/weir-redis/manager
@@ -22,6 +27,12 @@
 - name: config
   configMap:
     name: weir-manager
+{{- end }}
+{{- if eq .Values.webhook.certificates "CertManager" }}
+- name: webhook
+  secret:
+    secretName: weir-webhook-cert-manager
+    defaultMode: 0440
 {{- end }}
 {{- with .Values.redis.credentials.secretName }}
 - name: redis
