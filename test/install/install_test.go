@@ -18,7 +18,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
@@ -83,6 +85,75 @@ func TestOurPodsKeepToTheRestrictedProfile(t *testing.T) {
 					t.Error(err)
 				}
 			})
+		}
+	}
+}
+
+// What the profile leaves open.
+func TestOurPodsAreShutInFurther(t *testing.T) {
+	for name, objects := range map[string][]*unstructured.Unstructured{"config": kustomize(t), "chart": helm(t)} {
+		var policies []networkingv1.NetworkPolicy
+		pods := map[string]corev1.PodTemplateSpec{}
+		for _, o := range objects {
+			var workload appsv1.Deployment // A StatefulSet's template is in the same place.
+			var policy networkingv1.NetworkPolicy
+			switch o.GetKind() {
+			case "Deployment", "StatefulSet":
+				convert(t, o, &workload)
+				pods[o.GetKind()+" "+o.GetName()] = workload.Spec.Template
+			case "NetworkPolicy":
+				convert(t, o, &policy)
+				policies = append(policies, policy)
+			}
+		}
+		for of, pod := range pods {
+			t.Run(name+"/"+of, func(t *testing.T) {
+				for _, c := range pod.Spec.Containers {
+					if s := c.SecurityContext; s == nil || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem {
+						t.Errorf("container %s may write to its root", c.Name)
+					}
+				}
+				if pod.Spec.ServiceAccountName == "" && (pod.Spec.AutomountServiceAccountToken == nil || *pod.Spec.AutomountServiceAccountToken) {
+					t.Error("it has a token that it doesn't need")
+				}
+				selects := func(p networkingv1.NetworkPolicy) bool {
+					selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
+					return err == nil && selector.Matches(labels.Set(pod.Labels))
+				}
+				if !slices.ContainsFunc(policies, selects) {
+					t.Error("no NetworkPolicy selects it")
+				}
+			})
+		}
+	}
+}
+
+func convert(t *testing.T, o *unstructured.Unstructured, into any) {
+	t.Helper()
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, into); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMonitorsFollowTheirValues(t *testing.T) {
+	monitors := func(args ...string) (kinds []string) {
+		for _, o := range helm(t, args...) {
+			if strings.HasPrefix(o.GetAPIVersion(), "monitoring.coreos.com/") {
+				kinds = append(kinds, o.GetKind())
+			}
+		}
+		return kinds
+	}
+	for _, test := range []struct {
+		values string
+		want   []string
+	}{
+		{"replicas=2", nil},
+		{"metrics.serviceMonitor.enabled=true", []string{"ServiceMonitor"}},
+		{"metrics.podMonitor.enabled=true,metrics.podMonitor.token.secretName=reader", []string{"PodMonitor"}},
+	} {
+		if diff := cmp.Diff(test.want, monitors("--set", test.values)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.values, diff)
 		}
 	}
 }
@@ -213,9 +284,7 @@ func TestWebhooksKeepOutOfTheWay(t *testing.T) {
 					continue
 				}
 				var c admissionv1.MutatingWebhookConfiguration // The other kind has the same fields, but for one.
-				if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &c); err != nil {
-					t.Fatal(err)
-				}
+				convert(t, o, &c)
 				for i := range c.Webhooks {
 					wantOutOfTheWay(t, &c.Webhooks[i])
 				}
