@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"flag"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -80,4 +81,34 @@ func TestVersionIsAllThatItPrints(t *testing.T) {
 	if diff := cmp.Diff("weir-manager dev\n", stdout.String()+stderr.String()); diff != "" {
 		t.Errorf("printed (-want +got):\n%s", diff)
 	}
+}
+
+func TestSidecarsNeverLogInAsTheManager(t *testing.T) {
+	folder := func(username string) string {
+		t.Helper()
+		dir := t.TempDir()
+		for name, content := range map[string]string{"username": username, "password": "secret"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return dir
+	}
+	o := options{redisCredentials: folder("weir-manager\n"), sidecarCredentials: folder("weir-sidecar")}
+	t.Run("another user is fine", func(t *testing.T) {
+		got, err := o.credentialsForSidecars(nil)()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string][]byte{"username": []byte("weir-sidecar"), "password": []byte("secret")}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("files (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("the same user is refused", func(t *testing.T) {
+		o.sidecarCredentials = folder("weir-manager")
+		if got, err := o.credentialsForSidecars(nil)(); err == nil {
+			t.Errorf("got %q", got)
+		}
+	})
 }

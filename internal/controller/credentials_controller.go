@@ -80,10 +80,11 @@ func (r *CredentialsReconciler) SetupWithManager(mgr ctrl.Manager) error {
 			builder.WithPredicates(predicate.Or(specChanged, predicate.LabelChangedPredicate{}))).
 		WatchesRawSource(&r.changed).
 		WithLogConstructor(func(req *reconcile.Request) logr.Logger {
+			log := mgr.GetLogger().WithValues("controller", "credentials")
 			if req == nil {
-				return mgr.GetLogger()
+				return log
 			}
-			return mgr.GetLogger().WithValues("controller", "credentials", "namespace", req.Name)
+			return log.WithValues("namespace", req.Name)
 		}).
 		Complete(r)
 	if err != nil {

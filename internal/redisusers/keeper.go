@@ -19,7 +19,7 @@ import (
 )
 
 // interval is how often the Secret is looked at: whoever deletes it has new passwords made.
-const interval = 10 * time.Second
+const interval = 5 * time.Second
 
 // errNone says that the Secret has not been read yet.
 var errNone = errors.New("the users of Redis are not known yet")

@@ -49,6 +49,20 @@ func TestKeepersAgreeOnOneSecret(t *testing.T) {
 	}
 }
 
+func TestADeletedSecretIsMadeAnew(t *testing.T) {
+	c, secret := newNamespace(t)
+	k := keep(t, secret)
+	first := await(t, k)
+	if err := c.Delete(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: secret.Namespace, Name: secret.Name}}); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); await(t, k) == first; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the password stays the same")
+		}
+	}
+}
+
 func TestRedisKnowsTheUsersAlone(t *testing.T) {
 	c, secret := newNamespace(t)
 	k := keep(t, secret)
