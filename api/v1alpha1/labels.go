@@ -14,7 +14,7 @@ const (
 // LabelCredentials, "enabled" on a namespace, has the manager keep the sidecars' credentials for Redis there, for pods
 // that opt in one by one. A namespace whose pods all do has them without.
 const (
-	LabelCredentials = "ratelimit.weir.dev/credentials"
+	LabelCredentials = "ratelimit.weir.dev/credentials" //nolint:gosec // It is the name of a label.
 
 	CredentialsEnabled = "enabled"
 )

@@ -89,24 +89,30 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	case o.redis == "":
 		return o, usageError{errors.New("--redis is required: the URL of the Redis to publish to, like redis://weir-redis:6379")}
 	}
-	if o.webhookPort < 0 || o.webhookPort > 65535 {
-		return o, usageError{fmt.Errorf("--webhook-port must be from 0 to 65535, not %d", o.webhookPort)}
+	if err := o.check(); err != nil {
+		return o, usageError{err}
 	}
-	if o.configDir != "" && o.webhookPort == 0 {
-		return o, usageError{errors.New("--config-dir goes with --webhook-port only: the API server has to ask about pods")}
-	}
-	if o.webhookCertDir != "" && o.webhookPort == 0 {
-		return o, usageError{errors.New("--webhook-cert-dir goes with --webhook-port only: it is what is served there")}
-	}
-	if o.redisUsers != "" && (o.redisCredentials != "" || o.sidecarCredentials != "") {
-		return o, usageError{errors.New("--redis-users excludes --redis-credentials and --sidecar-redis-credentials: it makes the users that these are given")}
+	return o, nil
+}
+
+// check says which flags don't go together, and which have values that can't be.
+func (o options) check() error {
+	switch {
+	case o.webhookPort < 0 || o.webhookPort > 65535:
+		return fmt.Errorf("--webhook-port must be from 0 to 65535, not %d", o.webhookPort)
+	case o.configDir != "" && o.webhookPort == 0:
+		return errors.New("--config-dir goes with --webhook-port only: the API server has to ask about pods")
+	case o.webhookCertDir != "" && o.webhookPort == 0:
+		return errors.New("--webhook-cert-dir goes with --webhook-port only: it is what is served there")
+	case o.redisUsers != "" && (o.redisCredentials != "" || o.sidecarCredentials != ""):
+		return errors.New("--redis-users excludes --redis-credentials and --sidecar-redis-credentials: it makes the users that these are given")
 	}
 	if o.instance != "" {
 		if err := configstore.CheckInstance(o.instance); err != nil {
-			return o, usageError{fmt.Errorf("--instance: %w", err)}
+			return fmt.Errorf("--instance: %w", err)
 		}
 	}
-	return o, nil
+	return nil
 }
 
 // newUsers gives the keeper of the users of a Redis of our own. Nil is none.

@@ -15,7 +15,7 @@ import (
 const (
 	CredentialsSecret = "weir-redis"
 	// CredentialsType is that of Secrets that the manager keeps. Nothing else is ever of this type.
-	CredentialsType corev1.SecretType = "ratelimit.weir.dev/redis-credentials"
+	CredentialsType corev1.SecretType = "ratelimit.weir.dev/redis-credentials" //nolint:gosec // It is the name of a type.
 )
 
 // Where the sidecar finds what is mounted for it.
