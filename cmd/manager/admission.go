@@ -68,6 +68,7 @@ func (o options) newAdmission(kube *rest.Config, log logr.Logger) (*admission, e
 		if a.sidecars, err = readSettings(filepath.Join(o.configDir, "sidecar.yaml")); err != nil {
 			return nil, fmt.Errorf("--config-dir: %w", err)
 		}
+		a.sidecars.Credentials = o.redisUsers != "" || o.sidecarCredentials != ""
 	}
 	a.cert, err = o.newCertificate(kube, namespace, log.WithName("certificate"))
 	return a, err

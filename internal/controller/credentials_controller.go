@@ -110,7 +110,7 @@ func (r *CredentialsReconciler) Reconcile(ctx context.Context, req reconcile.Req
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	if !optedIn(namespace) {
+	if !inject.MayHaveCredentials(namespace.Labels) {
 		return r.withdraw(ctx, stored)
 	}
 	if stored != nil && stored.Type != inject.CredentialsType {
@@ -123,13 +123,6 @@ func (r *CredentialsReconciler) Reconcile(ctx context.Context, req reconcile.Req
 		}
 	}
 	return ctrl.Result{RequeueAfter: credentialsResync}, nil
-}
-
-// optedIn says whether the pods of a namespace may have sidecars that log in to Redis. The ValidatingAdmissionPolicy
-// asks the same.
-func optedIn(namespace *metav1.PartialObjectMetadata) bool {
-	return namespace.Labels[v1alpha1.LabelInject] == v1alpha1.InjectEnabled ||
-		namespace.Labels[v1alpha1.LabelCredentials] == v1alpha1.CredentialsEnabled
 }
 
 // namespace gives a namespace, or nil where there is none.

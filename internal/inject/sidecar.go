@@ -11,13 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// The Secret, in the pod's namespace, that has the user and password for Redis. The pod starts without it as well.
-const (
-	CredentialsSecret = "weir-redis"
-	// CredentialsType is that of Secrets that the manager keeps. Nothing else is ever of this type.
-	CredentialsType corev1.SecretType = "ratelimit.weir.dev/redis-credentials" //nolint:gosec // It is the name of a type.
-)
-
 // Where the sidecar finds what is mounted for it.
 const (
 	podDir         = "/etc/weir/pod"
