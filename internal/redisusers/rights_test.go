@@ -48,7 +48,10 @@ func TestTheRightsAreEnoughForAll(t *testing.T) {
 			}
 		})
 	})
-	t.Run("the sidecar watches what the manager publishes", func(t *testing.T) { watch(t, manager, sidecar) })
+	t.Run("the sidecar watches what the manager publishes", func(t *testing.T) {
+		flush(t, admin)
+		watch(t, manager, sidecar)
+	})
 	t.Run("the sidecar reports, and the manager reads it", func(t *testing.T) { report(t, manager, sidecar) })
 	t.Run("nothing was refused", func(t *testing.T) { wantNothingRefused(t, admin) })
 }
