@@ -113,16 +113,25 @@ func (r *CredentialsReconciler) Reconcile(ctx context.Context, req reconcile.Req
 	if !inject.MayHaveCredentials(namespace.Labels) {
 		return r.withdraw(ctx, stored)
 	}
-	if stored != nil && stored.Type != inject.CredentialsType {
-		return ctrl.Result{}, reconcile.TerminalError(fmt.Errorf(
-			"the Secret %s is of type %s, and so is somebody else's: delete it to have one kept that is of type %s", stored.Name, stored.Type, inject.CredentialsType))
-	}
-	if stored == nil || !maps.EqualFunc(stored.Data, *current, bytes.Equal) {
-		if err := r.apply(ctx, req.Name, *current); err != nil {
-			return ctrl.Result{}, err
-		}
+	if err := r.keep(ctx, req.Name, stored, *current); err != nil {
+		return ctrl.Result{}, err
 	}
 	return ctrl.Result{RequeueAfter: credentialsResync}, nil
+}
+
+// keep writes the Secret, if it isn't as it should be. Somebody else's stays theirs: nobody hears of its deletion, so
+// that it is told of each time.
+func (r *CredentialsReconciler) keep(ctx context.Context, namespace string, stored *corev1.Secret, data map[string][]byte) error {
+	switch {
+	case stored == nil:
+		return r.apply(ctx, namespace, data)
+	case stored.Type != inject.CredentialsType:
+		ctrl.LoggerFrom(ctx).Info("a Secret is somebody else's: delete it to have it kept", "secret", stored.Name, "type", stored.Type, "wanted", inject.CredentialsType)
+		return nil
+	case maps.EqualFunc(stored.Data, data, bytes.Equal):
+		return nil
+	}
+	return r.apply(ctx, namespace, data)
 }
 
 // namespace gives a namespace, or nil where there is none.
