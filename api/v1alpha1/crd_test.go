@@ -210,3 +210,52 @@ func complaints(err error) []string {
 	}
 	return lines
 }
+
+// Whoever may write a policy must not reach by it what they can't reach by themselves.
+func TestAPolicyNamesNothingOutsideItsNamespace(t *testing.T) {
+	c := newClient(t)
+	var crd apiextensionsv1.CustomResourceDefinition
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "ratelimitpolicies.ratelimit.weir.dev"}, &crd); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range crd.Spec.Versions {
+		for _, path := range foreign("spec", v.Schema.OpenAPIV3Schema.Properties["spec"]) {
+			t.Errorf("%s: %s is there", v.Name, path)
+		}
+	}
+	for name, target := range map[string]map[string]any{
+		"a Service of another namespace": {"group": "", "kind": "Service", "name": "checkout", "namespace": "bank"},
+		"a Secret":                       {"group": "", "kind": "Secret", "name": "weir-redis"},
+		"a Redis":                        {"group": "redis.example.com", "kind": "Redis", "name": "counters"},
+	} {
+		t.Run(name+" is refused", func(t *testing.T) {
+			policy := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{
+				"targetRefs": []any{target},
+				"limits":     []any{map[string]any{"name": "all", "strategy": map[string]any{"tokenBucket": map[string]any{"requests": int64(1), "window": "1m"}}}},
+			}}}
+			policy.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("RateLimitPolicy"))
+			policy.SetNamespace(metav1.NamespaceDefault)
+			policy.SetName("foreign")
+			err := c.Create(t.Context(), policy)
+			if !apierrors.IsInvalid(err) && !apierrors.IsBadRequest(err) {
+				t.Errorf("got %v, want a refusal", err)
+			}
+		})
+	}
+}
+
+// foreign gives the paths of fields that name a namespace, a Secret or a Redis.
+func foreign(path string, schema apiextensionsv1.JSONSchemaProps) []string {
+	var found []string
+	for name, property := range schema.Properties {
+		lower := strings.ToLower(name)
+		if strings.Contains(lower, "namespace") || strings.Contains(lower, "secret") || strings.Contains(lower, "redis") {
+			found = append(found, path+"."+name)
+		}
+		found = append(found, foreign(path+"."+name, property)...)
+	}
+	if schema.Items != nil && schema.Items.Schema != nil {
+		found = append(found, foreign(path+"[]", *schema.Items.Schema)...)
+	}
+	return found
+}

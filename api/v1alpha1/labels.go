@@ -11,6 +11,14 @@ const (
 	InjectDisabled = "disabled"
 )
 
+// LabelCredentials, "enabled" on a namespace, has the manager keep the sidecars' credentials for Redis there, for pods
+// that opt in one by one. A namespace whose pods all do has them without.
+const (
+	LabelCredentials = "ratelimit.weir.dev/credentials" //nolint:gosec // It is the name of a label.
+
+	CredentialsEnabled = "enabled"
+)
+
 // What a pod may choose of its sidecar. A value that isn't understood keeps the sidecar out, and is told.
 const (
 	// AnnotationPorts lists the container ports whose requests are limited, by name, like "http,admin". Without it

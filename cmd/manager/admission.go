@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -41,10 +42,16 @@ const (
 // admission is the part of the manager that the API server asks. A nil one answers nothing.
 type admission struct {
 	port int
-	cert *servingcert.Keeper
+	cert certificate
 	// sidecars are the settings of those that pods get. Nil is none.
 	sidecars *inject.Settings
 	log      logr.Logger
+}
+
+// certificate is what the webhooks are served with.
+type certificate interface {
+	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	Ready(address string) func(*http.Request) error
 }
 
 // newAdmission reads what admission needs, without a question to the API server.
@@ -61,22 +68,32 @@ func (o options) newAdmission(kube *rest.Config, log logr.Logger) (*admission, e
 		if a.sidecars, err = readSettings(filepath.Join(o.configDir, "sidecar.yaml")); err != nil {
 			return nil, fmt.Errorf("--config-dir: %w", err)
 		}
+		a.sidecars.Credentials = o.redisUsers != "" || o.sidecarCredentials != ""
+	}
+	a.cert, err = o.newCertificate(kube, namespace, log.WithName("certificate"))
+	return a, err
+}
+
+// newCertificate gives the certificate of the flag's files, or one that we keep ourselves.
+func (o options) newCertificate(kube *rest.Config, namespace string, log logr.Logger) (certificate, error) {
+	name := webhookService + "." + namespace + ".svc"
+	if o.webhookCertDir != "" {
+		return servingcert.NewFiles(o.webhookCertDir, name), nil
 	}
 	// A client without a cache.
 	c, err := client.New(kube, client.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("making a client for the certificate: %w", err)
 	}
-	a.cert = servingcert.New(c,
+	return servingcert.New(c,
 		types.NamespacedName{Namespace: namespace, Name: webhookSecret},
-		[]string{webhookService + "." + namespace + ".svc"},
+		[]string{name},
 		[]client.Object{
 			&admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: policyConfigurations}},
 			&admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: policyConfigurations}},
 			&admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: podConfiguration}},
 		},
-		servingcert.Options{}, log.WithName("certificate"))
-	return a, nil
+		servingcert.Options{}, log), nil
 }
 
 func readSettings(path string) (*inject.Settings, error) {
@@ -101,7 +118,7 @@ func (o options) ownNamespace() (string, error) {
 	}
 	text, err := os.ReadFile(namespaceFile)
 	if err != nil {
-		return "", usageError{errors.New("--namespace is required with --webhook-port outside a cluster: the namespace of the webhooks' Service")}
+		return "", usageError{errors.New("--namespace is required outside a cluster, with --webhook-port and --redis-users: the namespace of the webhooks' Service and of Secrets")}
 	}
 	return strings.TrimSpace(string(text)), nil
 }
@@ -131,12 +148,25 @@ func (a *admission) addTo(mgr ctrl.Manager, redis stores, instance string) error
 		settings.Instance = instance
 		v1alpha1.SetupPodWebhook(mgr, settings, mgr.GetEventRecorder("weir-manager"))
 	}
-	if err := mgr.Add(a.cert); err != nil {
-		return fmt.Errorf("adding the keeper of the certificate: %w", err)
+	if keeper, ours := a.cert.(*servingcert.Keeper); ours {
+		if err := mgr.Add(keeper); err != nil {
+			return fmt.Errorf("adding the keeper of the certificate: %w", err)
+		}
 	}
 	ready := a.cert.Ready(net.JoinHostPort("127.0.0.1", strconv.Itoa(a.port)))
 	if err := errors.Join(mgr.AddReadyzCheck("webhooks", ready), mgr.AddReadyzCheck("caches", synced(mgr))); err != nil {
 		return fmt.Errorf("adding a readiness check: %w", err)
+	}
+	return nil
+}
+
+// addMetrics has the expiry of the certificate among the metrics.
+func (a *admission) addMetrics(registry prometheus.Registerer) error {
+	if a == nil {
+		return nil
+	}
+	if err := registry.Register(servingcert.Expiration(a.cert.GetCertificate)); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
 	}
 	return nil
 }

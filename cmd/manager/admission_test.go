@@ -5,12 +5,17 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -24,6 +29,7 @@ import (
 	admissionreview "k8s.io/api/admission/v1"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -64,6 +70,53 @@ func TestEveryReplicaAnswers(t *testing.T) {
 	}
 }
 
+func TestACertificateOfOthersIsServed(t *testing.T) {
+	c, err := client.New(plane.Config, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "weir-"}}
+	if err := c.Create(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
+	dir := writeCertificate(t, "weir-webhook."+ns.Name+".svc")
+	newReplica(t, redistest.Start(t).URL(), ns.Name, "--webhook-cert-dir", dir).waitUntilReady(t)
+	err = c.Get(t.Context(), client.ObjectKey{Namespace: ns.Name, Name: webhookSecret}, new(corev1.Secret))
+	if !apierrors.IsNotFound(err) {
+		t.Errorf("the manager has made a certificate of its own, or %v", err)
+	}
+}
+
+// writeCertificate writes a certificate of a server, which is its own authority, as cert-manager would. It gives the folder.
+func writeCertificate(t *testing.T, name string) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})
+	for file, content := range map[string][]byte{
+		"ca.crt": text, "tls.crt": text, "tls.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, file), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
 // install installs the configurations of config/webhook until the test ends.
 func install(t *testing.T, c client.Client) {
 	t.Helper()
@@ -99,8 +152,8 @@ type replica struct {
 	ended   chan error
 }
 
-// newReplica runs a replica in a namespace until the test ends.
-func newReplica(t *testing.T, redis, namespace string) *replica {
+// newReplica runs a replica in a namespace, with further flags, until the test ends.
+func newReplica(t *testing.T, redis, namespace string, flags ...string) *replica {
 	t.Helper()
 	dir := t.TempDir()
 	settings := "image: weir-sidecar\nredis: redis://weir-redis:6379\nguaranteedResources: {cpu: 1, memory: 1Gi}\n"
@@ -108,10 +161,10 @@ func newReplica(t *testing.T, redis, namespace string) *replica {
 		t.Fatal(err)
 	}
 	port := freePort(t)
-	o, err := parse([]string{
+	o, err := parse(append([]string{
 		"--redis", redis, "--namespace", namespace, "--webhook-port", strconv.Itoa(port), "--config-dir", dir,
 		"--metrics-bind-address", "0", "--health-probe-bind-address", "0",
-	}, t.Output())
+	}, flags...), t.Output())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +176,7 @@ func newReplica(t *testing.T, redis, namespace string) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opened, err := o.open()
+	opened, err := o.open(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,7 @@ import (
 	redisconfig "github.com/weir-dev/weir/internal/configstore/redis"
 	"github.com/weir-dev/weir/internal/controller"
 	"github.com/weir-dev/weir/internal/redisclient"
+	"github.com/weir-dev/weir/internal/redisusers"
 	"github.com/weir-dev/weir/internal/usage"
 	"github.com/weir-dev/weir/internal/workload"
 )
@@ -73,7 +74,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	logger := newLogger(stderr, o.logLevel)
 	redisclient.LogTo(logger)
 
-	redis, err := o.open()
+	users, err := o.newUsers(logger)
+	if err != nil {
+		return err
+	}
+	redis, err := o.open(users)
 	if err != nil {
 		return err
 	}
@@ -97,10 +102,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := addCredentials(mgr, users, o.credentialsForSidecars(users)); err != nil {
+		return err
+	}
 	if err := addControllers(mgr, redis, instance); err != nil {
 		return err
 	}
-	if err := admission.addTo(mgr, redis, instance); err != nil {
+	if err := errors.Join(admission.addTo(mgr, redis, instance), admission.addMetrics(metrics.Registry)); err != nil {
 		return err
 	}
 	logger.Info("configured", "instance", instance)
@@ -178,6 +186,19 @@ func addControllers(mgr ctrl.Manager, redis stores, instance string) error {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	return nil
+}
+
+// addCredentials wires the users of Redis, and what sidecars log in with, to Secrets. Either may be nil.
+func addCredentials(mgr ctrl.Manager, users *redisusers.Keeper, forSidecars controller.CredentialsSource) error {
+	if users != nil {
+		if err := users.SetupWithManager(mgr); err != nil {
+			return err
+		}
+	}
+	if forSidecars == nil {
+		return nil
+	}
+	return controller.NewCredentialsReconciler(mgr.GetClient(), mgr.GetAPIReader(), forSidecars, mgr.GetLogger().WithName("credentials")).SetupWithManager(mgr)
 }
 
 // newLogger gives structured logs, a JSON object a line.

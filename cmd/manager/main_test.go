@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"flag"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,6 +21,8 @@ func TestBadFlagsAreToldByName(t *testing.T) {
 		"a stray argument":   {"--redis redis://r up", `unexpected argument "up"`},
 		"no such port":       {"--redis redis://r --webhook-port 70000", "--webhook-port must be from 0 to 65535, not 70000"},
 		"nobody to ask":      {"--redis redis://r --config-dir d", "--config-dir goes with --webhook-port only: the API server has to ask about pods"},
+		"nobody to serve":    {"--redis redis://r --webhook-cert-dir d", "--webhook-cert-dir goes with --webhook-port only: it is what is served there"},
+		"users twice":        {"--redis redis://r --redis-users u --redis-credentials d", "--redis-users excludes --redis-credentials and --sidecar-redis-credentials: it makes the users that these are given"},
 		"a bad instance":     {"--redis redis://r --instance {a}", `--instance: must be 1 to 63 letters, digits, dots, underscores or hyphens, not "{a}"`},
 		"a bad Redis URL":    {"--redis http://r", `--redis: opening Redis: the scheme must be redis, rediss or unix, or one of redis and rediss with +sentinel or +cluster, not "http"`},
 		"a bad config Redis": {"--redis redis://r --config-redis r:6379", `--config-redis: opening Redis: the scheme must be redis, rediss or unix, or one of redis and rediss with +sentinel or +cluster, not "r:6379"`},
@@ -78,4 +81,34 @@ func TestVersionIsAllThatItPrints(t *testing.T) {
 	if diff := cmp.Diff("weir-manager dev\n", stdout.String()+stderr.String()); diff != "" {
 		t.Errorf("printed (-want +got):\n%s", diff)
 	}
+}
+
+func TestSidecarsNeverLogInAsTheManager(t *testing.T) {
+	folder := func(username string) string {
+		t.Helper()
+		dir := t.TempDir()
+		for name, content := range map[string]string{"username": username, "password": "secret"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return dir
+	}
+	o := options{redisCredentials: folder("weir-manager\n"), sidecarCredentials: folder("weir-sidecar")}
+	t.Run("another user is fine", func(t *testing.T) {
+		got, err := o.credentialsForSidecars(nil)()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string][]byte{"username": []byte("weir-sidecar"), "password": []byte("secret")}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("files (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("the same user is refused", func(t *testing.T) {
+		o.sidecarCredentials = folder("weir-manager")
+		if got, err := o.credentialsForSidecars(nil)(); err == nil {
+			t.Errorf("got %q", got)
+		}
+	})
 }

@@ -69,7 +69,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.StringVar(&o.podLabelsFile, "pod-labels-file", "", "`file` with this pod's labels, as the downward API writes it")
 	fs.StringVar(&o.redis, "redis", "", "`URL` of the Redis to count in; without one, --policies count in process")
 	fs.StringVar(&o.configRedis, "config-redis", "", "`URL` of the Redis that policies are published in (default: --redis)")
-	fs.StringVar(&o.credentialsDir, "redis-credentials", "", "`folder` with the files username and password for Redis, which may change (default: those of the URLs)")
+	fs.StringVar(&o.credentialsDir, "redis-credentials", "", "`folder` with the files username, password and ca.crt for Redis, which may change (default: those of the URLs)")
 	fs.StringVar(&o.instance, "instance", "default", "`name` of the installation; must be the manager's")
 	fs.StringVar(&o.adminAddress, "admin-listen", "127.0.0.1:15090", "`address` of /metrics, /healthz, /readyz and /debug/snapshot")
 	fs.StringVar(&o.probeAddress, "probe-listen", "", "`address` of /healthz and /readyz alone, for who can't reach --admin-listen (default: none)")

@@ -25,6 +25,8 @@ type Settings struct {
 	Resources corev1.ResourceRequirements `json:"resources,omitempty"`
 	// GuaranteedResources are both its requests and its limits in a pod of the class Guaranteed.
 	GuaranteedResources corev1.ResourceList `json:"guaranteedResources"`
+	// Credentials says that the manager keeps the Secrets. It isn't in the file.
+	Credentials bool `json:"-"`
 	// Instance is the name of the installation. It isn't in the file.
 	Instance string `json:"-"`
 }

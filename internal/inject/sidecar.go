@@ -11,10 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// CredentialsSecret is the name of the Secret, in the pod's namespace, that has the user and password for Redis.
-// The pod starts without it as well.
-const CredentialsSecret = "weir-redis"
-
 // Where the sidecar finds what is mounted for it.
 const (
 	podDir         = "/etc/weir/pod"

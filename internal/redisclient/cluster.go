@@ -59,6 +59,7 @@ func openCluster(scheme, rest string, u use) (redis.UniversalClient, error) {
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	o.CredentialsProviderContext = u.logIn(o.Username, o.Password)
+	o.Dialer = u.dialer(o.TLSConfig, o.DialTimeout)
 	client := redis.NewClusterClient(o)
 	client.AddHook(sentOnce{})
 	return client, nil

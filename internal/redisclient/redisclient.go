@@ -31,6 +31,8 @@ type use struct {
 	poolSize, dials int
 	// credentials is the folder of the user and password. Empty is what the address says of them.
 	credentials string
+	// provider gives the user and password instead. Nil is nobody.
+	provider func(context.Context) (username, password string, err error)
 }
 
 var (
@@ -103,6 +105,7 @@ func openSingle(address string, u use) (redis.UniversalClient, error) {
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	o.CredentialsProviderContext = u.logIn(o.Username, o.Password)
+	o.Dialer = u.dialer(o.TLSConfig, o.DialTimeout)
 	return redis.NewClient(o), nil
 }
 
@@ -124,6 +127,7 @@ func openSentinel(address string, u use) (redis.UniversalClient, error) {
 	o.MaxConcurrentDials = cmp.Or(o.MaxConcurrentDials, u.dials)
 	o.DisableIdentity = true
 	o.CredentialsProviderContext = u.logIn(o.Username, o.Password)
+	o.Dialer = u.dialer(o.TLSConfig, o.DialTimeout)
 	return redis.NewFailoverClient(o), nil
 }
 

@@ -114,7 +114,8 @@ func (s *Server) await(timeout time.Duration) error {
 	defer cancel()
 	c := redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, DisableIdentity: true})
 	defer func() { _ = c.Close() }()
-	for c.Ping(ctx).Err() != nil {
+	// A server that wants to know who asks has answered.
+	for err := c.Ping(ctx).Err(); err != nil && !redis.HasErrorPrefix(err, "NOAUTH"); err = c.Ping(ctx).Err() {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("redis-server on %s did not answer within %s", s.Addr, timeout)

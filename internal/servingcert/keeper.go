@@ -2,7 +2,7 @@
 
 // Package servingcert keeps the certificate that the webhooks are served with, and has the API server trust it.
 //
-// The certificate is in a Secret of the manager's namespace. Every replica serves it, whoever leads, and any of
+// Unless somebody else does ([Files]), the certificate is in a Secret of the manager's namespace. Every replica serves it, whoever leads, and any of
 // them renews it: the API server's optimistic locking makes one of them the first.
 package servingcert
 
@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -106,14 +107,19 @@ func (k *Keeper) Ready(address string) func(*http.Request) error {
 		if err != nil {
 			return err
 		}
-		// Whoever asks gives up by itself.
-		dialer := tls.Dialer{Config: &tls.Config{RootCAs: pool(cas), ServerName: k.names[0], MinVersion: tls.VersionTLS12}}
-		conn, err := dialer.DialContext(req.Context(), "tcp", address)
-		if err != nil {
-			return fmt.Errorf("talking to the webhooks: %w", err)
-		}
-		return conn.Close()
+		return shakeHands(req.Context(), address, k.names[0], cas)
 	}
+}
+
+// shakeHands fails unless the server at an address can prove its name to whoever trusts these authorities.
+func shakeHands(ctx context.Context, address, name string, cas []*x509.Certificate) error {
+	// Whoever asks gives up by itself.
+	dialer := tls.Dialer{Config: &tls.Config{RootCAs: pool(cas), ServerName: name, MinVersion: tls.VersionTLS12}}
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("talking to the webhooks: %w", err)
+	}
+	return conn.Close()
 }
 
 // keep takes the step that is due, serves what is to be served, and tells the API server whom to trust.

@@ -129,7 +129,7 @@ func wantBelieved(t *testing.T, w *world, replicas ...*Keeper) {
 		t.Fatal(err)
 	}
 	for i, k := range replicas {
-		server := serve(t, k)
+		server := serve(t, k.GetCertificate)
 		for _, name := range names {
 			dialer := tls.Dialer{Config: &tls.Config{RootCAs: pool(cas), ServerName: name, MinVersion: tls.VersionTLS13}}
 			conn, err := dialer.DialContext(t.Context(), "tcp", server)
@@ -142,10 +142,10 @@ func wantBelieved(t *testing.T, w *world, replicas ...*Keeper) {
 	}
 }
 
-// serve shakes hands with whoever comes, with the certificate of a keeper, and gives the address.
-func serve(t *testing.T, k *Keeper) string {
+// serve shakes hands with whoever comes, with the certificate that it is given, and gives the address.
+func serve(t *testing.T, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)) string {
 	t.Helper()
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: k.GetCertificate, MinVersion: tls.VersionTLS13})
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: certificate, MinVersion: tls.VersionTLS13})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +273,7 @@ func TestConfigurationsStayThoseOfWhoInstalls(t *testing.T) {
 func TestReadyIsWhoeverCanBeTalkedTo(t *testing.T) {
 	w := newWorld(t)
 	k := w.keeper()
-	address := serve(t, k)
+	address := serve(t, k.GetCertificate)
 	check := func() error {
 		return k.Ready(address)((&http.Request{}).WithContext(t.Context()))
 	}
@@ -296,7 +296,7 @@ func TestTheKeeperEndsWithItsContext(t *testing.T) {
 	k := w.keeper()
 	ended := make(chan error, 1)
 	go func() { ended <- k.Start(ctx) }()
-	address := serve(t, k)
+	address := serve(t, k.GetCertificate)
 	for k.Ready(address)((&http.Request{}).WithContext(ctx)) != nil {
 		select {
 		case err := <-ended:

@@ -18,7 +18,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
@@ -62,23 +64,144 @@ func TestTheAPIServerTakesEveryObject(t *testing.T) {
 }
 
 // The namespace of config enforces the profile, which says nothing of Deployments: their pods just never come.
-func TestTheManagersPodsKeepToTheRestrictedProfile(t *testing.T) {
+func TestOurPodsKeepToTheRestrictedProfile(t *testing.T) {
 	c := newClient(t)
 	createNamespace(t, c)
 	for name, objects := range map[string][]*unstructured.Unstructured{"config": kustomize(t), "chart": helm(t)} {
-		t.Run(name, func(t *testing.T) {
-			template, _, err := unstructured.NestedMap(find(t, objects, "Deployment", "weir-manager").Object, "spec", "template")
+		for _, o := range objects {
+			template, found, err := unstructured.NestedMap(o.Object, "spec", "template")
 			if err != nil {
 				t.Fatal(err)
 			}
-			pod := &unstructured.Unstructured{Object: template}
-			pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
-			pod.SetNamespace(namespace)
-			pod.SetName("weir-manager")
-			if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
-				t.Error(err)
+			if !found {
+				continue
+			}
+			t.Run(name+"/"+o.GetKind()+" "+o.GetName(), func(t *testing.T) {
+				pod := &unstructured.Unstructured{Object: template}
+				pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
+				pod.SetNamespace(namespace)
+				pod.SetName(o.GetName())
+				if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// What the profile leaves open.
+func TestOurPodsAreShutInFurther(t *testing.T) {
+	for name, objects := range map[string][]*unstructured.Unstructured{"config": kustomize(t), "chart": helm(t)} {
+		var policies []networkingv1.NetworkPolicy
+		pods := map[string]corev1.PodTemplateSpec{}
+		for _, o := range objects {
+			var workload appsv1.Deployment // A StatefulSet's template is in the same place.
+			var policy networkingv1.NetworkPolicy
+			switch o.GetKind() {
+			case "Deployment", "StatefulSet":
+				convert(t, o, &workload)
+				pods[o.GetKind()+" "+o.GetName()] = workload.Spec.Template
+			case "NetworkPolicy":
+				convert(t, o, &policy)
+				policies = append(policies, policy)
+			}
+		}
+		for of, pod := range pods {
+			t.Run(name+"/"+of, func(t *testing.T) {
+				for _, c := range pod.Spec.Containers {
+					if s := c.SecurityContext; s == nil || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem {
+						t.Errorf("container %s may write to its root", c.Name)
+					}
+				}
+				if pod.Spec.ServiceAccountName == "" && (pod.Spec.AutomountServiceAccountToken == nil || *pod.Spec.AutomountServiceAccountToken) {
+					t.Error("it has a token that it doesn't need")
+				}
+				selects := func(p networkingv1.NetworkPolicy) bool {
+					selector, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector)
+					return err == nil && selector.Matches(labels.Set(pod.Labels))
+				}
+				if !slices.ContainsFunc(policies, selects) {
+					t.Error("no NetworkPolicy selects it")
+				}
+			})
+		}
+	}
+}
+
+func convert(t *testing.T, o *unstructured.Unstructured, into any) {
+	t.Helper()
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, into); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMonitorsFollowTheirValues(t *testing.T) {
+	monitors := func(args ...string) (kinds []string) {
+		for _, o := range helm(t, args...) {
+			if strings.HasPrefix(o.GetAPIVersion(), "monitoring.coreos.com/") {
+				kinds = append(kinds, o.GetKind())
+			}
+		}
+		return kinds
+	}
+	for _, test := range []struct {
+		values string
+		want   []string
+	}{
+		{"replicas=2", nil},
+		{"metrics.serviceMonitor.enabled=true", []string{"ServiceMonitor"}},
+		{"metrics.podMonitor.enabled=true,metrics.podMonitor.token.secretName=reader", []string{"PodMonitor"}},
+	} {
+		if diff := cmp.Diff(test.want, monitors("--set", test.values)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.values, diff)
+		}
+	}
+}
+
+func TestTheBundledRedisMakesWayForAnother(t *testing.T) {
+	for name, args := range map[string][]string{
+		"named by its URL":  {"--set", "redis.url=redis://other:6379"},
+		"named by a Secret": {"--set", "redis.urlFrom.secretName=redis,sidecar.redis.url=redis://other:6379"},
+		"with all values":   {"--values", "testdata/all-values.yaml"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, o := range helm(t, args...) {
+				if strings.HasPrefix(o.GetName(), "weir-redis") || o.GetName() == "weir-manager-redis" {
+					t.Errorf("%s %s is there", o.GetKind(), o.GetName())
+				}
 			}
 		})
+	}
+}
+
+func TestCertManagerTakesOverTheCertificate(t *testing.T) {
+	objects := helm(t, "--set", "webhook.certificates=CertManager")
+	for _, o := range objects {
+		if strings.HasSuffix(o.GetKind(), "WebhookConfiguration") {
+			if diff := cmp.Diff(namespace+"/weir-webhook", o.GetAnnotations()["cert-manager.io/inject-ca-from"]); diff != "" {
+				t.Errorf("%s %s: whose authority is to be trusted (-want +got):\n%s", o.GetKind(), o.GetName(), diff)
+			}
+		}
+		if o.GetName() == "weir-manager-webhook" || strings.Contains(fmt.Sprint(o.Object["rules"]), "webhookconfigurations") {
+			t.Errorf("%s %s gives the manager rights that it doesn't need", o.GetKind(), o.GetName())
+		}
+	}
+	certificate, _, err := unstructured.NestedMap(find(t, objects, "Certificate", "weir-webhook").Object, "spec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]any{"weir-webhook." + namespace + ".svc"}, certificate["dnsNames"]); diff != "" {
+		t.Errorf("names in the certificate (-want +got):\n%s", diff)
+	}
+	// What signs is an authority, and not the certificate itself.
+	if diff := cmp.Diff(map[string]any{"ca": map[string]any{"secretName": "weir-webhook-ca"}}, find(t, objects, "Issuer", "weir-webhook").Object["spec"]); diff != "" {
+		t.Errorf("issuer (-want +got):\n%s", diff)
+	}
+	deployment := fmt.Sprint(find(t, objects, "Deployment", "weir-manager").Object["spec"])
+	for _, part := range []string{"--webhook-cert-dir=/etc/weir-webhook", fmt.Sprint("secretName:", certificate["secretName"])} {
+		if !strings.Contains(deployment, part) {
+			t.Errorf("the Deployment lacks %s", part)
+		}
 	}
 }
 
@@ -161,9 +284,7 @@ func TestWebhooksKeepOutOfTheWay(t *testing.T) {
 					continue
 				}
 				var c admissionv1.MutatingWebhookConfiguration // The other kind has the same fields, but for one.
-				if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &c); err != nil {
-					t.Fatal(err)
-				}
+				convert(t, o, &c)
 				for i := range c.Webhooks {
 					wantOutOfTheWay(t, &c.Webhooks[i])
 				}
@@ -202,6 +323,10 @@ func wantOutOfTheWay(t *testing.T, w *admissionv1.MutatingWebhook) {
 // leaves to the cluster.
 func essence(o *unstructured.Unstructured) map[string]any {
 	o = o.DeepCopy()
+	// kustomize doesn't know that these have none. The API server does.
+	if strings.HasPrefix(o.GetKind(), "ValidatingAdmissionPolicy") {
+		o.SetNamespace("")
+	}
 	return strip(o.Object, "annotations", "app.kubernetes.io/instance", "app.kubernetes.io/version", "app.kubernetes.io/managed-by",
 		"app.kubernetes.io/component", "helm.sh/chart", "imagePullPolicy").(map[string]any)
 }

@@ -5,7 +5,7 @@
 {{- if or .Values.redis.urlFrom.secretName (contains "@" .Values.redis.url) }}
 {{- fail "sidecar.redis.url is required where the manager's URL is secret: the same without user and password" }}
 {{- end }}
-{{- $redis = .Values.redis.url }}
+{{- $redis = include "weir.redis.url" . }}
 {{- end -}}
 image: {{ printf "%s:%s" .Values.sidecar.image.repository (.Values.sidecar.image.tag | default .Chart.AppVersion) }}
 imagePullPolicy: {{ .Values.sidecar.image.pullPolicy }}

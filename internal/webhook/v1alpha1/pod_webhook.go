@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -56,9 +57,11 @@ func (w *PodWebhook) Handle(ctx context.Context, req admission.Request) admissio
 	}
 	injected, skip := inject.Inject(pod, ns, w.settings)
 	resp := patch(pod, injected)
-	resp.Warnings = news(pod, ns, skip)
+	missed, lockedOut := news(pod, ns, skip), w.lockedOut(ns, skip)
+	resp.Warnings = slices.Concat(missed, lockedOut)
 	if req.DryRun == nil || !*req.DryRun {
-		w.tell(pod, req.Namespace, resp.Warnings)
+		w.tell(pod, req.Namespace, "NotIntercepted", missed)
+		w.tell(pod, req.Namespace, "NoCredentials", lockedOut)
 	}
 	return resp
 }
@@ -84,16 +87,24 @@ func news(pod *corev1.Pod, ns inject.Namespace, skip *inject.Skip) []string {
 	return nil
 }
 
+// lockedOut is what keeps a sidecar that was put in from Redis.
+func (w *PodWebhook) lockedOut(ns inject.Namespace, skip *inject.Skip) []string {
+	if why := inject.LockedOut(ns, w.settings); skip == nil && why != "" {
+		return []string{why}
+	}
+	return nil
+}
+
 // tell tells it in events of the pod's owner: there is no pod yet, and most are made by a controller that heeds no
 // warnings.
-func (w *PodWebhook) tell(pod *corev1.Pod, namespace string, news []string) {
+func (w *PodWebhook) tell(pod *corev1.Pod, namespace, reason string, news []string) {
 	owner := metav1.GetControllerOf(pod)
 	if owner == nil {
 		return
 	}
 	ref := &corev1.ObjectReference{APIVersion: owner.APIVersion, Kind: owner.Kind, Namespace: namespace, Name: owner.Name, UID: owner.UID}
 	for _, note := range news {
-		w.events.Eventf(ref, nil, corev1.EventTypeWarning, "NotIntercepted", "Inject", "%s", note)
+		w.events.Eventf(ref, nil, corev1.EventTypeWarning, reason, "Inject", "%s", note)
 	}
 }
 

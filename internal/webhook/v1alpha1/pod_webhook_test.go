@@ -21,6 +21,7 @@ func TestPods(t *testing.T) {
 		"a restricted namespace takes the pod with its sidecar":   restricted,
 		"a pod of a labeled namespace can do without":             optedOut,
 		"a pod alone can ask for the sidecar":                     optedIn,
+		"a pod alone is told that it lacks credentials":           lockedOut,
 		"a namespace can forbid it":                               forbidden,
 		"why a pod has none is on the pod, and told to its owner": toldToOwner,
 		"a dry run tells nobody but who asked":                    dryRun,
@@ -93,9 +94,21 @@ func optedOut(t *testing.T, w *world) {
 }
 
 func optedIn(t *testing.T, w *world) {
-	p := newPod(w.namespaced(t))
+	p := newPod(w.namespaced(t, v1alpha1.LabelCredentials, v1alpha1.CredentialsEnabled))
 	p.Labels[v1alpha1.LabelInject] = v1alpha1.InjectEnabled
 	wantOutcome(t, outcome{Sidecar: true}, w.outcomeOf(t, p))
+}
+
+func lockedOut(t *testing.T, w *world) {
+	p := newPod(w.namespaced(t))
+	p.Labels[v1alpha1.LabelInject] = v1alpha1.InjectEnabled
+	p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "checkout", UID: "1", Controller: new(true)}}
+	why := "the sidecar can't log in to Redis: label namespace " + p.Namespace + " ratelimit.weir.dev/credentials=enabled"
+	wantOutcome(t, outcome{
+		Sidecar:  true,
+		Warnings: []string{why},
+		Events:   []string{"Warning NoCredentials " + why},
+	}, w.outcomeOf(t, p))
 }
 
 func forbidden(t *testing.T, w *world) {

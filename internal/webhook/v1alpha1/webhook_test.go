@@ -46,7 +46,8 @@ var settings = inject.Settings{
 	GuaranteedResources: corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("250m"), corev1.ResourceMemory: resource.MustParse("128Mi"),
 	},
-	Instance: instance,
+	Credentials: true,
+	Instance:    instance,
 }
 
 var plane *controlplane.ControlPlane
