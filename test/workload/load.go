@@ -111,8 +111,9 @@ func newClients(target string) ([]sender, error) {
 	var one, two http.Protocols
 	one.SetHTTP1(true)
 	two.SetUnencryptedHTTP2(true)
-	// It takes as many connections as it has requests under way, and keeps them.
-	keepAlive := httpSender(target, &http.Transport{Protocols: &one, MaxIdleConnsPerHost: 64})
+	// It takes as many connections as it has requests under way, and keeps those that it needs: a server can't tell
+	// an idle one of HTTP/1 that it ends, other than by closing it, which may cross a request.
+	keepAlive := httpSender(target, &http.Transport{Protocols: &one, MaxIdleConnsPerHost: 64, IdleConnTimeout: 2 * time.Second})
 	var all []sender
 	for range connections {
 		calls, err := grpcSender(net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80")))

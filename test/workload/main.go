@@ -3,7 +3,7 @@
 // Command workload is what tests run in pods: an application to send requests to, and a client to send them.
 //
 //	workload serve           answers every request on :8080 with the name of its host, and gRPC health checks
-//	workload get URL         prints the status and the body of an answer
+//	workload get URL [N]     prints the status and the body of the answer, N times on as many connections
 //	workload load RATE URL   sends so many requests a second, by clients of several kinds, until its input ends,
 //	                         and prints what became of them
 package main
@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -44,11 +45,13 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	case len(args) == 1 && args[0] == "serve":
 		return serve(ctx)
 	case len(args) == 2 && args[0] == "get":
-		return get(ctx, args[1], out)
+		return get(ctx, args[1], "1", out)
+	case len(args) == 3 && args[0] == "get":
+		return get(ctx, args[1], args[2], out)
 	case len(args) == 3 && args[0] == "load":
 		return load(ctx, args[1], args[2], in, out)
 	}
-	return fmt.Errorf("got %q, want serve, get URL, or load RATE URL", strings.Join(args, " "))
+	return fmt.Errorf("got %q, want serve, get URL [N], or load RATE URL", strings.Join(args, " "))
 }
 
 // serve answers until ctx is done, and then what is in flight.
@@ -94,19 +97,35 @@ func serve(ctx context.Context) error {
 	return nil
 }
 
-func get(ctx context.Context, url string, out io.Writer) error {
+// get sends requests one after the other.
+func get(ctx context.Context, url, times string, out io.Writer) error {
+	n, err := strconv.Atoi(times)
+	if err != nil {
+		return fmt.Errorf("got %q, want how many requests", times)
+	}
+	for range n {
+		if err := getOnce(ctx, url, out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func getOnce(ctx context.Context, url string, out io.Writer) error {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return fmt.Errorf("making a request: %w", err)
 	}
+	r.Close = true // A Service chooses a pod for each connection.
 	response, err := (&http.Client{Timeout: timeout}).Do(r)
 	if err != nil {
 		return fmt.Errorf("sending a request: %w", err)
 	}
 	defer func() { _ = response.Body.Close() }()
-	fmt.Fprint(out, response.StatusCode, " ")
-	if _, err := io.Copy(out, response.Body); err != nil {
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
 		return fmt.Errorf("reading the answer: %w", err)
 	}
+	fmt.Fprintln(out, response.StatusCode, strings.TrimSpace(string(body)))
 	return nil
 }

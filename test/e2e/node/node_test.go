@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package node_test proves that our images run on a real node, and that the node leaves nothing behind.
+// Package node_test proves on a real node that Weir installs, injects and limits as a user has it, and breaks nothing
+// when it is upgraded, restarted, down or hung; and that the node leaves nothing behind.
 package node_test
 
 import (
@@ -17,7 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
+	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/weir-dev/weir/test/node"
 )
@@ -38,25 +41,34 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
+	ctrl.SetLogger(logr.Discard())
 	dir, err := os.MkdirTemp("", "weir-images-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	images := []string{"weir-sidecar", "workload", "redis"}
 	ctx := context.Background() //nolint:forbidigo // No test runs yet.
-	build := exec.CommandContext(ctx, "go", append([]string{"run", "./hack/images", "-version", "e2e", "-o", dir}, images...)...)
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building images: %v\n%s", err, out)
+	archives, err := buildImages(ctx, root, dir, "e2e", "weir-manager", "weir-sidecar", "workload", "redis")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	return node.Main(m, &cluster, root, archives...)
+}
+
+// buildImages builds images of a tree of our sources into dir, and gives their archives.
+func buildImages(ctx context.Context, tree, dir, version string, names ...string) ([]string, error) {
+	build := exec.CommandContext(ctx, "go", append([]string{"run", "./hack/images", "-version", version, "-o", dir}, names...)...)
+	build.Dir = tree
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("building images: %w\n%s", err, out)
+	}
 	var archives []string
-	for _, name := range images {
+	for _, name := range names {
 		archives = append(archives, filepath.Join(dir, name+".tar"))
 	}
-	return node.Main(m, &cluster, root, archives...)
+	return archives, nil
 }
 
 func TestTheSidecarRunsInAPod(t *testing.T) {
@@ -91,12 +103,6 @@ func TestTheSidecarRunsInAPod(t *testing.T) {
 	t.Run("it goes when it is deleted", func(t *testing.T) {
 		kubectl(t, "delete", "namespace", "shop", "--timeout="+patience.String())
 	})
-}
-
-func TestRedisRunsInAPod(t *testing.T) {
-	kubectl(t, "apply", "--server-side", "-f", "testdata/redis.yaml")
-	kubectl(t, "wait", "--for=condition=Ready", "pod/redis", "--timeout="+patience.String())
-	kubectl(t, "delete", "pod", "redis", "--timeout="+patience.String())
 }
 
 // The node is ended both ways: as one should, and as the kernel or an impatient user does.
