@@ -6,9 +6,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
-	corev1 "k8s.io/api/core/v1"
 )
 
 // What docs/injection.md tells a user to do, on a cluster with nothing but the chart.
@@ -95,16 +92,4 @@ func TestEverySampleIsEnforced(t *testing.T) {
 func get(t *testing.T, namespace, url, times string) string {
 	t.Helper()
 	return kubectl(t, "--namespace="+namespace, "exec", "client", "--", "/workload", "get", url, times)
-}
-
-// sidecarOf gives the sidecar's state in a pod.
-func sidecarOf(t *testing.T, pod *corev1.Pod) corev1.ContainerStatus {
-	t.Helper()
-	for _, status := range pod.Status.InitContainerStatuses {
-		if status.Name == "weir-sidecar" {
-			return status
-		}
-	}
-	t.Fatalf("%s has no sidecar: %s", pod.Name, cmp.Diff(nil, pod.Spec.InitContainers))
-	return corev1.ContainerStatus{}
 }

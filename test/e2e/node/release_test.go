@@ -218,3 +218,13 @@ func injected(pod *corev1.Pod) bool {
 	}
 	return false
 }
+
+// sidecarOf gives the sidecar's status in a pod: zero before the kubelet has said anything of it.
+func sidecarOf(pod *corev1.Pod) corev1.ContainerStatus {
+	for _, status := range pod.Status.InitContainerStatuses {
+		if status.Name == "weir-sidecar" {
+			return status
+		}
+	}
+	return corev1.ContainerStatus{}
+}

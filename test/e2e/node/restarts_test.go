@@ -5,6 +5,7 @@ package node_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -58,17 +59,18 @@ func load(t *testing.T, namespace string, rate int) (stop func() map[string]tall
 	}
 }
 
-// unharmed demands that no request has failed, and gives how many there were, and the slowest.
-func unharmed(t *testing.T, tallies map[string]tally) (sent int, slowest time.Duration) {
+// unharmed demands that no request has failed, and sums up all kinds of clients.
+func unharmed(t *testing.T, tallies map[string]tally) (sent, failed int, slowest time.Duration) {
 	t.Helper()
 	for kind, got := range tallies {
 		if got.Failed > 0 || got.Sent == 0 {
 			t.Errorf("%s: %d of %d requests failed:\n%s", kind, got.Failed, got.Sent, strings.Join(got.Failures, "\n"))
 		}
 		sent += got.Sent
+		failed += got.Failed
 		slowest = max(slowest, got.Slowest)
 	}
-	return sent, slowest
+	return sent, failed, slowest
 }
 
 func TestRollingRestartsFailNoRequest(t *testing.T) {
@@ -86,11 +88,12 @@ func TestRollingRestartsFailNoRequest(t *testing.T) {
 	awaitPods(t, "restarts", 2)
 	tallies := stop()
 	took := time.Since(began)
-	sent, slowest := unharmed(t, tallies)
-	report(t, "I5", "0 failed requests in 20 restarts at 500 a second", "%d of %d (HTTP/1 %d of %d, HTTP/2 %d of %d, gRPC %d of %d), %.0f a second, the slowest %s",
-		tallies["keep-alive"].Failed+tallies["HTTP/2"].Failed+tallies["gRPC"].Failed, sent,
-		tallies["keep-alive"].Failed, tallies["keep-alive"].Sent, tallies["HTTP/2"].Failed, tallies["HTTP/2"].Sent,
-		tallies["gRPC"].Failed, tallies["gRPC"].Sent, float64(sent)/took.Seconds(), slowest.Round(time.Millisecond))
+	sent, failed, slowest := unharmed(t, tallies)
+	share := func(kind string) string {
+		return fmt.Sprintf("%s %d of %d", kind, tallies[kind].Failed, tallies[kind].Sent)
+	}
+	report(t, "I5", "0 failed requests in 20 restarts at 500 a second", "%d of %d (%s, %s, %s) at %.0f a second, the slowest %s",
+		failed, sent, share("keep-alive"), share("HTTP/2"), share("gRPC"), float64(sent)/took.Seconds(), slowest.Round(time.Millisecond))
 }
 
 // awaitPods returns when the checkout has so many pods, with those that are about to end.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -39,24 +40,23 @@ func TestUpgradeRollbackAndUninstallBreakNothing(t *testing.T) {
 	optIn(t, "upgrade")
 	deployCheckout(t, "upgrade")
 	apply(t, "upgrade", "checkout", generous+", "+spent(10))
-	wantAdmitted(t, 10)
+	spend(t, 10)
 	before := identities(t)
 
 	t.Run("an upgrade leaves pods and traffic alone", func(t *testing.T) {
 		stop := load(t, "upgrade", 50)
 		helm(t, "upgrade", "weir", chart, values("e2e"))
 		awaitEnforced(t, "upgrade", "checkout")
-		sent, slowest := unharmed(t, stop())
+		sent, failed, slowest := unharmed(t, stop())
 		if diff := cmp.Diff(before, identities(t)); diff != "" {
 			t.Errorf("pods and restarts (-before +after):\n%s", diff)
 		}
-		report(t, "upgrade", "0 failed requests and 0 restarted pods", "0 of %d, the slowest %s, and 0", sent, slowest)
+		report(t, "upgrade", "0 failed requests, and the same pods", "%d of %d, the slowest %s", failed, sent, slowest.Round(time.Millisecond))
 	})
 
 	t.Run("former sidecars take what the new manager publishes", func(t *testing.T) {
 		apply(t, "upgrade", "checkout", generous+", "+spent(12))
-		wantAdmitted(t, 2)
-		report(t, "K20", "new manager, former sidecars: a limit raised by 2 admits 2", "2")
+		report(t, "K20", "a limit raised by 2 to admit 2, with the new manager and former sidecars", "%d", spend(t, 2))
 	})
 
 	t.Run("new sidecars count on where the former ones were", func(t *testing.T) {
@@ -64,17 +64,16 @@ func TestUpgradeRollbackAndUninstallBreakNothing(t *testing.T) {
 		until(t, "they are gone", func() bool { return len(managers(t, newClient(t))) == 2 })
 		restart(t, "upgrade", "checkout")
 		awaitEnforced(t, "upgrade", "checkout")
-		wantAdmitted(t, 0)
-		report(t, "K20", "new manager, new sidecars: what is spent stays spent", "0 admitted")
+		report(t, "K20", "what is spent to admit 0, with new sidecars", "%d", spend(t, 0))
 	})
 
 	t.Run("so do they under the former manager, after a rollback", func(t *testing.T) {
 		stop := load(t, "upgrade", 50)
 		helm(t, "rollback", "weir", "1")
 		apply(t, "upgrade", "checkout", generous+", "+spent(15))
-		wantAdmitted(t, 3)
-		sent, _ := unharmed(t, stop())
-		report(t, "K20", "former manager, new sidecars: a limit raised by 3 admits 3, 0 failed requests", "3, and 0 of %d", sent)
+		admitted := spend(t, 3)
+		sent, failed, _ := unharmed(t, stop())
+		report(t, "K20", "a limit raised by 3 to admit 3, with the former manager and new sidecars, and 0 failed requests", "%d, and %d of %d", admitted, failed, sent)
 	})
 
 	t.Run("uninstalled, it leaves policies and pods as they are, and no webhook", func(t *testing.T) {
@@ -92,11 +91,11 @@ func TestUpgradeRollbackAndUninstallBreakNothing(t *testing.T) {
 		if strings.Contains(left, "weir") {
 			t.Errorf("webhooks are left:\n%s", left)
 		}
-		wantAdmitted(t, 0)
+		spend(t, 0)
 		restart(t, "upgrade", "checkout")
 		awaitPods(t, "upgrade", 2)
-		sent, _ := unharmed(t, stop())
-		report(t, "uninstall", "0 failed requests, policies kept, new pods started, no webhook left", "0 of %d", sent)
+		sent, failed, _ := unharmed(t, stop())
+		report(t, "uninstall", "0 failed requests, while new pods start", "%d of %d", failed, sent)
 	})
 	kubectl(t, "delete", "namespace", system, "--timeout="+patience.String())
 }
@@ -123,13 +122,14 @@ func previousTree(t *testing.T) string {
 	return dir
 }
 
-// wantAdmitted spends the limit, and demands that it had so much left.
-func wantAdmitted(t *testing.T, want int) {
+// spend spends the limit, demands that it had so much left, and gives how much that was.
+func spend(t *testing.T, want int) (admitted int) {
 	t.Helper()
 	answers := get(t, "upgrade", "http://checkout/spent", "20")
-	if admitted := strings.Count(answers, "200 hello"); admitted != want {
+	if admitted = strings.Count(answers, "200 hello"); admitted != want {
 		t.Errorf("%d requests are admitted, want %d:\n%s", admitted, want, answers)
 	}
+	return admitted
 }
 
 // identities tells which pods there are and how often their containers were restarted.
@@ -137,7 +137,7 @@ func identities(t *testing.T) map[string]int32 {
 	t.Helper()
 	restarts := map[string]int32{}
 	for _, pod := range podsOf(t, "upgrade", "checkout") {
-		restarts[string(pod.UID)] = pod.Status.ContainerStatuses[0].RestartCount + sidecarOf(t, &pod).RestartCount
+		restarts[string(pod.UID)] = pod.Status.ContainerStatuses[0].RestartCount + sidecarOf(&pod).RestartCount
 	}
 	return restarts
 }
