@@ -95,8 +95,8 @@ func TestWithoutRedisPodsStartAndTrafficFlows(t *testing.T) {
 	ready := time.Since(began)
 	kubectl(t, "--namespace=adrift", "wait", "--for=condition=Ready", "pod/first", "--timeout="+patience.String())
 	app := time.Since(began)
-	// The kubelet looks once a second.
-	if ready > 2*time.Second+5*time.Second {
+	// The kubelet looks once a second, and a busy machine late.
+	if ready > 15*time.Second {
 		t.Errorf("the sidecar is ready after %s", ready)
 	}
 	deployCheckout(t, "adrift")

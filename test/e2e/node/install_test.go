@@ -24,6 +24,7 @@ func TestFromInstallToLimitedTraffic(t *testing.T) {
 
 	t.Run("with the label, and a restart, both replicas have it", func(t *testing.T) {
 		kubectl(t, "label", "namespace", "market", "ratelimit.weir.dev/inject=enabled")
+		awaitCredentials(t, "market")
 		restart(t, "market", "checkout")
 		pods := podsOf(t, "market", "checkout")
 		for _, pod := range pods {

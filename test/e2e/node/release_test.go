@@ -38,6 +38,15 @@ func release(t *testing.T) {
 	}
 	helm(t, "install", "weir", chart, "--create-namespace", "--values=testdata/values.yaml")
 	released = true
+	awaitAdmission(t)
+}
+
+// awaitAdmission returns when the API server reaches a manager: kube-proxy follows a pod's readiness with a delay.
+func awaitAdmission(t *testing.T) {
+	t.Helper()
+	awaitRollout(t, system, "weir-manager")
+	c := newClient(t)
+	until(t, "the managers are asked", func() bool { return c.Create(t.Context(), anyPolicy("default"), client.DryRunAll) == nil })
 }
 
 // withdraw has no Weir installed, and no pods left of it.
@@ -89,18 +98,35 @@ func describe(t *testing.T, namespace string) string {
 	return told.String()
 }
 
+// optsIn is the label of a namespace whose pods get the sidecar.
+const optsIn = "ratelimit.weir.dev/inject: enabled"
+
 // optIn makes a namespace whose pods get the sidecar, until the test ends.
 func optIn(t *testing.T, name string) {
 	t.Helper()
-	makeNamespace(t, name)
-	kubectl(t, "label", "namespace", name, "ratelimit.weir.dev/inject=enabled")
+	makeNamespace(t, name, optsIn)
+	awaitCredentials(t, name)
+}
+
+// awaitCredentials returns when pods find in a namespace what the sidecar logs in with: a kubelet that doesn't looks
+// again after a minute.
+func awaitCredentials(t *testing.T, namespace string) {
+	t.Helper()
+	c := newClient(t)
+	until(t, "there are credentials", func() bool {
+		return c.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: "weir-redis"}, &corev1.Secret{}) == nil
+	})
 }
 
 // makeNamespace makes a namespace of the restricted profile. What is in it ends with the test, in its own time.
-func makeNamespace(t *testing.T, name string) {
+func makeNamespace(t *testing.T, name string, labels ...string) {
 	t.Helper()
-	kubectl(t, "create", "namespace", name)
-	kubectl(t, "label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+	labels = append(labels, "pod-security.kubernetes.io/enforce: restricted")
+	_, err := cluster.Kubectl(t.Context(), "{apiVersion: v1, kind: Namespace, metadata: {name: "+name+", labels: {"+strings.Join(labels, ", ")+"}}}",
+		"create", "--filename=-")
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(describe(t, name))

@@ -37,7 +37,7 @@ func TestUpgradeRollbackAndUninstallBreakNothing(t *testing.T) {
 	}
 	helm(t, "install", "weir", filepath.Join(tree, "charts", "weir"), values("previous"))
 	released = true
-	optIn(t, "upgrade")
+	makeNamespace(t, "upgrade", optsIn)
 	deployCheckout(t, "upgrade")
 	apply(t, "upgrade", "checkout", generous+", "+spent(10))
 	spend(t, 10)
