@@ -3,6 +3,8 @@
 package node_test
 
 import (
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -62,6 +64,22 @@ func TestFromInstallToLimitedTraffic(t *testing.T) {
 				"--output=jsonpath={.status.limits[0].allowed} {.status.limits[0].denied} {.status.enforcers.current}/{.status.enforcers.expected}")
 			return figures == "100 50 2/2"
 		})
+	})
+
+	t.Run("the policy that helm tells of is taken", func(t *testing.T) {
+		notes, err := os.ReadFile(filepath.Join(chart, "templates", "NOTES.txt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, policy, _ := strings.Cut(string(notes), "<<END\n")
+		policy, _, told := strings.Cut(policy, "    END\n")
+		if !told {
+			t.Fatalf("there is none in\n%s", notes)
+		}
+		policy = strings.NewReplacer("NAMESPACE", "market", "SERVICE", "checkout").Replace(policy)
+		if _, err := cluster.Kubectl(t.Context(), policy, "apply", "--dry-run=server", "--filename=-"); err != nil {
+			t.Error(err)
+		}
 	})
 
 	t.Run("kubectl describe shows events and conditions", func(t *testing.T) {
