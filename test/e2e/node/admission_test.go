@@ -36,8 +36,7 @@ func TestRolloutsOfTheManagerFailNoAdmission(t *testing.T) {
 		restart(t, system, "weir-manager")
 	}
 	a.await(t, admissions)
-	asked, slowest := a.stop(t)
-	report(t, "K14", "0 of 2000 admissions failed in 5 rollouts", "0 of %d, the slowest %s", asked, slowest.Round(time.Millisecond))
+	report(t, "K14", "0 of 2000 admissions failed in 5 rollouts", "%s", a.stop(t))
 }
 
 func TestTheCertificate(t *testing.T) {
@@ -82,11 +81,11 @@ func TestTheCertificate(t *testing.T) {
 			until(t, step.what, func() bool { return step.done(webhookSecret(t, c)) })
 			hurry(t, c)
 		}
-		asked, slowest := a.stop(t)
+		told := a.stop(t)
 		if certificate(t, c).Equal(old) {
 			t.Error("it is still the old one")
 		}
-		report(t, "K13", "0 failures at 20 calls a second while 3 replicas renew it", "0 of %d, the slowest %s", asked, slowest.Round(time.Millisecond))
+		report(t, "K13", "0 failures at 20 calls a second while 3 replicas renew it", "%s", told)
 	})
 	kubectl(t, "--namespace="+system, "scale", "deployment/weir-manager", "--replicas=2")
 	awaitAdmission(t)
@@ -260,15 +259,15 @@ func (a *asker) await(t *testing.T, asked int) {
 	})
 }
 
-// stop demands that none has failed, and says how many there were.
-func (a *asker) stop(t *testing.T) (asked int, slowest time.Duration) {
+// stop demands that none has failed, and says how many of them have.
+func (a *asker) stop(t *testing.T) string {
 	t.Helper()
 	a.end()
 	a.asking.Wait()
 	if len(a.failures) > 0 {
 		t.Errorf("%d of %d failed:\n%v", len(a.failures), a.asked, errors.Join(a.failures[:min(len(a.failures), 5)]...))
 	}
-	return a.asked, a.slowest
+	return fmt.Sprintf("%d of %d, the slowest %s", len(a.failures), a.asked, a.slowest.Round(time.Millisecond))
 }
 
 // admits demands that the manager answers for a pod or for a policy, in turn.
