@@ -91,7 +91,7 @@ test-unit: ## Run unit and conformance tests, and those against a real API serve
 
 .PHONY: test-e2e
 test-e2e: build ## Run the whole way end to end, with the built binaries, and on a real node
-	$(call TEST,e2e,-p 1 ./test/e2e/...)
+	$(call TEST,e2e,-p 1 -timeout 30m ./test/e2e/...)
 
 # TEST runs go test, with its output summed up, and kept in .ci/out/NAME.json. The servers and programs that
 # tests start are nothing that the test cache knows of, hence -count=1.

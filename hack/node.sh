@@ -7,6 +7,10 @@
 set -euo pipefail
 . "$(dirname "$0")/toolcache.sh"
 
+if ! grep -q ':[a-z,]*memory' /proc/self/cgroup; then
+  say "the node needs cgroups of version 1, which this machine doesn't have: see docs/testing.md"
+  exit 1
+fi
 command -v ip >/dev/null || "$hack/apt.sh" iproute2
 command -v nft >/dev/null || "$hack/apt.sh" nftables
 apiserver=$(cached kube-apiserver)

@@ -25,7 +25,7 @@ stage tools 40m make tools
 stage verify 10m make verify
 stage lint 15m make lint
 stage unit 20m make test-unit
-stage e2e 15m make test-e2e
+stage e2e 35m make test-e2e
 stage demo 10m make demo
 
 echo

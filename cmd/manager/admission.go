@@ -128,10 +128,27 @@ func (a *admission) server() webhook.Server {
 	if a == nil {
 		return nil
 	}
-	return webhook.NewServer(webhook.Options{
-		Port:    a.port,
-		TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.GetCertificate = a.cert.GetCertificate }},
-	})
+	return unattached{webhook.NewServer(webhook.Options{
+		Port: a.port,
+		TLSOpts: []func(*tls.Config){func(c *tls.Config) {
+			c.GetCertificate = a.cert.GetCertificate
+			// HTTP/2 would refuse what comes while a connection closes, to be sent again, a second later the next time.
+			c.NextProtos = []string{"http/1.1"}
+		}},
+	})}
+}
+
+// unattached is a server that answers one request on each connection. The API server would keep those to a replica
+// that is about to end, although its Service doesn't lead there any more: it would still be asked, with the settings of
+// a former version, and at last meet its end with a request that it can't send again.
+type unattached struct{ webhook.Server }
+
+// Register implements [webhook.Server].
+func (s unattached) Register(path string, hook http.Handler) {
+	s.Server.Register(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		hook.ServeHTTP(w, r)
+	}))
 }
 
 // addTo has every replica of the manager answer, whoever leads.

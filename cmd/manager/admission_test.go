@@ -268,7 +268,7 @@ func (r *replica) post(t *testing.T, c client.Client, namespace string, body []b
 	config := configuration.Webhooks[0].ClientConfig
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(config.CABundle)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: config.Service.Name + "." + namespace + ".svc", MinVersion: tls.VersionTLS12}}
+	transport := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: config.Service.Name + "." + namespace + ".svc", MinVersion: tls.VersionTLS12}}
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+r.address+*config.Service.Path, bytes.NewReader(body))
 	if err != nil {
@@ -283,6 +283,9 @@ func (r *replica) post(t *testing.T, c client.Client, namespace string, body []b
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("status %d, %s, %v", resp.StatusCode, answer, err)
+	}
+	if !resp.Close {
+		t.Errorf("the connection stays open, with %s", resp.Proto)
 	}
 	return answer
 }

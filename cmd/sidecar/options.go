@@ -21,6 +21,9 @@ import (
 	"github.com/weir-dev/weir/internal/proxy"
 )
 
+// defaultAdminAddress can be reached from the pod alone.
+const defaultAdminAddress = "127.0.0.1:15090"
+
 // options are the sidecar's flags.
 type options struct {
 	routes          []route
@@ -71,7 +74,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.StringVar(&o.configRedis, "config-redis", "", "`URL` of the Redis that policies are published in (default: --redis)")
 	fs.StringVar(&o.credentialsDir, "redis-credentials", "", "`folder` with the files username, password and ca.crt for Redis, which may change (default: those of the URLs)")
 	fs.StringVar(&o.instance, "instance", "default", "`name` of the installation; must be the manager's")
-	fs.StringVar(&o.adminAddress, "admin-listen", "127.0.0.1:15090", "`address` of /metrics, /healthz, /readyz and /debug/snapshot")
+	fs.StringVar(&o.adminAddress, "admin-listen", defaultAdminAddress, "`address` of /metrics, /healthz, /readyz and /debug/snapshot")
 	fs.StringVar(&o.probeAddress, "probe-listen", "", "`address` of /healthz and /readyz alone, for who can't reach --admin-listen (default: none)")
 	fs.Var((*duration)(&o.decisionTimeout), "decision-timeout", "longest `time` to wait for Redis; then onStoreFailure decides")
 	fs.Func("trusted-proxies", "`CIDR,...` of the proxies that are believed about X-Forwarded-For (repeatable)", o.addTrustedProxies)
@@ -82,7 +85,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.BoolVar(&o.version, "version", false, "print the version, and nothing else")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintln(stdout, "weir-sidecar enforces rate limits on the requests to one application. Its flags are:")
+		fmt.Fprintln(stdout, "weir-sidecar enforces rate limits on the requests to one application. As weir-sidecar leave it tells the\none that runs that its pod is ending. Its flags are:")
 		fs.SetOutput(stdout)
 		fs.PrintDefaults()
 		return o, err

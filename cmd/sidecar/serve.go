@@ -66,6 +66,7 @@ func (s *sidecar) serve(ctx context.Context, listeners []opened) (drained time.D
 	// still send requests here.
 	began := time.Now()
 	s.state.draining.Store(true)
+	s.proxy.Leave()
 	s.log.Info("draining", "delay", s.options.drainDelay.String())
 	<-time.After(s.options.drainDelay)
 	refuse()
@@ -102,7 +103,15 @@ func (s *sidecar) admin() *http.ServeMux {
 	mux := s.probes()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /debug/snapshot", s.state.serveSnapshot)
+	mux.HandleFunc("POST /leave", s.serveLeave)
 	return mux
+}
+
+// serveLeave lets the clients go before the application does. The sidecar stays ready: Services know of the end
+// already, and where no other pod is left, it is still the one to ask.
+func (s *sidecar) serveLeave(http.ResponseWriter, *http.Request) {
+	s.proxy.Leave()
+	s.log.Info("leaving")
 }
 
 // probes tell a stranger nothing.

@@ -499,6 +499,45 @@ func TestProbesTellAStrangerNothing(t *testing.T) {
 	}
 }
 
+func TestLeaving(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "policies.yaml")
+	write(t, path, 1000)
+	s := launch(t, hello, "--policies", path)
+	eventually(t, "the sidecar is ready", func() bool { return s.get(t, s.admin+"/readyz").Status == http.StatusOK })
+	closes := func() bool {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := s.client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		return res.Close
+	}
+	if closes() {
+		t.Error("it lets clients go too soon")
+	}
+	if err := run(t.Context(), []string{"leave", "--admin-listen", strings.TrimPrefix(s.admin, "http://")}, t.Output(), t.Output()); err != nil {
+		t.Error(err)
+	}
+	if !closes() {
+		t.Error("it lets no client go")
+	}
+	if diff := cmp.Diff(answer{Status: http.StatusOK}, s.get(t, s.admin+"/readyz")); diff != "" {
+		t.Errorf("readiness (-want +got):\n%s", diff)
+	}
+	s.stop()
+	s.end(t)
+	t.Run("where no sidecar runs there is an error", func(t *testing.T) {
+		err := run(t.Context(), []string{"leave", "--admin-listen", strings.TrimPrefix(s.admin, "http://")}, t.Output(), t.Output())
+		if err == nil || !strings.HasPrefix(err.Error(), "telling the sidecar: ") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 func TestDraining(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "policies.yaml")
 	write(t, path, 1000)

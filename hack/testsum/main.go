@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command testsum sums up what go test -json says: what failed, in full, the slowest tests, and how many
-// passed. It fails if a test failed or was skipped, or if there was none.
+// Command testsum sums up what go test -json says: what failed, in full, what tests have measured, the slowest of
+// them, and how many passed. It fails if a test failed or was skipped, or if there was none.
 //
 //	go test -json ./... | testsum unit     tells of each package as it ends
 //	testsum -total FILE...                 prints the sum over several runs
@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -37,6 +38,7 @@ func run(args []string, in io.Reader, out io.Writer) error {
 	if err := s.read(in); err != nil {
 		return err
 	}
+	s.printMeasured()
 	s.printSlowest()
 	fmt.Fprintf(out, "%s: %s\n", args[0], s.counts)
 	return s.verdict()
@@ -94,6 +96,8 @@ type summary struct {
 	// failures counts each package's failed tests.
 	failures map[string]int
 	tests    []ended
+	// measured are the lines in which tests that passed tell of a bound.
+	measured []string
 }
 
 func newSummary(out io.Writer) *summary {
@@ -156,6 +160,9 @@ func (s *summary) endTest(e event) {
 	case "pass":
 		s.passed++
 		s.tests = append(s.tests, ended{name: e.Package + " " + e.Test, elapsed: e.Elapsed})
+		for _, match := range measurement.FindAllStringSubmatch(said, -1) {
+			s.measured = append(s.measured, match[1])
+		}
 	case "fail":
 		s.failed++
 		s.failures[e.Package]++
@@ -178,6 +185,16 @@ func (s *summary) endPackage(e event) {
 			s.failed++
 			fmt.Fprintf(s.out, "%s%s\n", s.recall(e.FailedBuild), said)
 		}
+	}
+}
+
+// measurement is how a test says what was to be and what was: "K14 (node): expected ..., measured ...", after the
+// file and line that go test adds.
+var measurement = regexp.MustCompile(`(?m)^\s*\w+\.go:\d+: (.+ \(.+\): expected .+, measured .+)$`)
+
+func (s *summary) printMeasured() {
+	for _, line := range s.measured {
+		fmt.Fprintln(s.out, "case  ", line)
 	}
 }
 

@@ -27,6 +27,11 @@ const (
 {"Action":"pass","Package":"p","Elapsed":0.5}
 {"Action":"skip","Package":"without/tests","Elapsed":0}
 `
+	measured = `{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:40: K14 (API server): expected 0 of 2000 failed: none, measured 0\n"}
+{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:41: it was expected, and measured\n"}
+{"Action":"pass","Package":"p","Test":"TestA","Elapsed":0}
+{"Action":"pass","Package":"p","Elapsed":0.5}
+`
 	skipped = `{"Action":"pass","Package":"p","Test":"TestA","Elapsed":0}
 {"Action":"skip","Package":"p","Test":"TestB","Elapsed":0}
 {"Action":"pass","Package":"p","Elapsed":0.5}
@@ -63,6 +68,11 @@ unit: 1 passed, 1 failed, 1 skipped
 			name:   "subtests count, packages without tests don't",
 			events: allPassed,
 			out:    "ok     p 0.5s\nunit: 2 passed, 0 failed, 0 skipped\n",
+		},
+		{
+			name:   "what tests measure is told",
+			events: measured,
+			out:    "ok     p 0.5s\ncase   K14 (API server): expected 0 of 2000 failed: none, measured 0\nunit: 1 passed, 0 failed, 0 skipped\n",
 		},
 		{
 			name:   "a skipped test fails the run",

@@ -43,7 +43,12 @@ func sidecar(spec *corev1.PodSpec, namespace string, ports []port, chosen []stri
 		Resources:     resources(spec, s),
 		StartupProbe:  probe("/readyz", 1, 60),
 		// Readiness never depends on Redis: a store that is away must not empty Services.
-		ReadinessProbe:  probe("/readyz", 5, 3),
+		ReadinessProbe: probe("/readyz", 5, 3),
+		// As soon as the pod is to end. The sidecar itself is ended after the application, too late for clients
+		// that keep their connections.
+		Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{
+			Command: []string{"/weir-sidecar", "leave"},
+		}}},
 		LivenessProbe:   probe("/healthz", 10, 6),
 		SecurityContext: securityContext(),
 		VolumeMounts: []corev1.VolumeMount{

@@ -35,6 +35,7 @@ type Options struct {
 type Proxy struct {
 	engine  *limiter.Engine
 	matcher atomic.Pointer[match.Matcher]
+	leaving atomic.Bool
 	options Options
 	metrics metrics
 }
@@ -47,6 +48,11 @@ func New(engine *limiter.Engine, o Options) *Proxy {
 // Swap makes m decide which limits a request hits, from the next request on.
 func (p *Proxy) Swap(m *match.Matcher) { p.matcher.Store(m) }
 
+// Leave has clients open their next connection elsewhere, before this one breaks: HTTP/1 is told with each response
+// that the connection closes, and HTTP/2 with the first that it takes no more requests. All that comes is still
+// served, and upgraded connections go on.
+func (p *Proxy) Leave() { p.leaving.Store(true) }
+
 // handler enforces on one listener.
 type handler struct {
 	*Proxy
@@ -58,6 +64,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f, ok := notARequest(r); ok {
 		f.answer(w, r)
 		return
+	}
+	// An upgraded connection isn't one that could be closed after a response.
+	if h.leaving.Load() && r.Header.Get("Upgrade") == "" {
+		w.Header().Set("Connection", "close")
 	}
 	m := h.matcher.Load()
 	if m == nil {

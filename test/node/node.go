@@ -216,8 +216,7 @@ func (n *Node) LoadFile(ctx context.Context, path string) error {
 // Kubectl runs kubectl as an administrator with a standard input, and gives what it prints. Its error holds
 // what it complains of.
 func (n *Node) Kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(n.tools, "kubectl"), args...) //nolint:gosec // kubectl, with our own arguments.
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+n.Kubeconfig)
+	cmd := n.KubectlCommand(ctx, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var out, complaint strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &complaint
@@ -225,6 +224,28 @@ func (n *Node) Kubectl(ctx context.Context, stdin string, args ...string) (strin
 		return out.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(complaint.String()))
 	}
 	return out.String(), nil
+}
+
+// KubectlCommand is kubectl as an administrator, for who wants more of it than [Node.Kubectl].
+func (n *Node) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(n.tools, "kubectl"), args...) //nolint:gosec // kubectl, with our own arguments.
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+n.Kubeconfig)
+	return cmd
+}
+
+// Freeze stops all processes of a container, without their knowledge, until Thaw. ID is what the pod's status says,
+// with containerd:// or without.
+func (n *Node) Freeze(ctx context.Context, id string) error { return n.task(ctx, "pause", id) }
+
+// Thaw has a frozen container go on.
+func (n *Node) Thaw(ctx context.Context, id string) error { return n.task(ctx, "resume", id) }
+
+func (n *Node) task(ctx context.Context, verb, id string) error {
+	id = strings.TrimPrefix(id, "containerd://")
+	if out, err := n.command(ctx, "ctr", "--namespace=k8s.io", "tasks", verb, id).CombinedOutput(); err != nil {
+		return fmt.Errorf("ctr tasks %s %s: %w: %s", verb, id, err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // configure writes the node's /etc, and makes its /var/log.
