@@ -19,10 +19,25 @@ const (
 	CredentialsEnabled = "enabled"
 )
 
+// AnnotationInterception is how requests get into the sidecar. That of a namespace is for those of its pods that have
+// none of their own; without either it is [InterceptionPortTakeover].
+const (
+	AnnotationInterception = "ratelimit.weir.dev/interception"
+
+	// InterceptionPortTakeover moves the names of the pod's HTTP ports to the sidecar. Services that reach them by
+	// number go past it.
+	InterceptionPortTakeover = "PortTakeover"
+	// InterceptionRedirect leads connections from outside the pod to the sidecar, whatever port of it they are for.
+	// An init container needs the capability NET_ADMIN for that. Pods that are intercepted so have the annotation,
+	// wherever it came from.
+	InterceptionRedirect = "Redirect"
+)
+
 // What a pod may choose of its sidecar. A value that isn't understood keeps the sidecar out, and is told.
 const (
-	// AnnotationPorts lists the container ports whose requests are limited, by name, like "http,admin". Without it
-	// they are those that a Service's appProtocol or their own name calls HTTP or gRPC.
+	// AnnotationPorts lists the container ports whose requests are limited, by name, like "http,admin", or where they
+	// are redirected by number as well. Without it they are those that a Service's appProtocol or their own name calls
+	// HTTP or gRPC.
 	AnnotationPorts = "ratelimit.weir.dev/ports"
 	// AnnotationBootstrapMode is Open or Closed: what becomes of requests before any policies are known.
 	AnnotationBootstrapMode = "ratelimit.weir.dev/bootstrap-mode"

@@ -47,8 +47,13 @@ func main() {
 //
 // What args ask of the program itself is answered on stdout. All else goes to stderr, as a log.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) > 0 && args[0] == "leave" {
-		return leave(ctx, args[1:], stdout)
+	if len(args) > 0 {
+		switch args[0] {
+		case "leave":
+			return leave(ctx, args[1:], stdout)
+		case "redirect":
+			return redirectTo(args[1:], stdout)
+		}
 	}
 	o, err := parse(args, stdout)
 	if err != nil {

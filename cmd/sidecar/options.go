@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/weir-dev/weir/internal/configstore"
+	"github.com/weir-dev/weir/internal/probe"
 	"github.com/weir-dev/weir/internal/proxy"
 )
 
@@ -36,6 +37,7 @@ type options struct {
 	instance        string
 	adminAddress    string
 	probeAddress    string
+	probes          map[string]probe.Probe
 	decisionTimeout time.Duration
 	trustedProxies  proxy.TrustedProxies
 	bootstrap       bootstrapMode
@@ -76,6 +78,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.StringVar(&o.instance, "instance", "default", "`name` of the installation; must be the manager's")
 	fs.StringVar(&o.adminAddress, "admin-listen", defaultAdminAddress, "`address` of /metrics, /healthz, /readyz and /debug/snapshot")
 	fs.StringVar(&o.probeAddress, "probe-listen", "", "`address` of /healthz and /readyz alone, for who can't reach --admin-listen (default: none)")
+	fs.Func("app-probe", "`PATH=PROBE`, in JSON, that --probe-listen asks the application in the kubelet's stead (repeatable)", o.addProbe)
 	fs.Var((*duration)(&o.decisionTimeout), "decision-timeout", "longest `time` to wait for Redis; then onStoreFailure decides")
 	fs.Func("trusted-proxies", "`CIDR,...` of the proxies that are believed about X-Forwarded-For (repeatable)", o.addTrustedProxies)
 	fs.TextVar(&o.bootstrap, "bootstrap-mode", bootstrapOpen, "`mode` before any policies are known: Open admits all requests, Closed refuses them")
@@ -85,7 +88,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.BoolVar(&o.version, "version", false, "print the version, and nothing else")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintln(stdout, "weir-sidecar enforces rate limits on the requests to one application. As weir-sidecar leave it tells the\none that runs that its pod is ending. Its flags are:")
+		fmt.Fprintln(stdout, "weir-sidecar enforces rate limits on the requests to one application. As weir-sidecar leave it tells the\none that runs that its pod is ending, and as weir-sidecar redirect FROM:TO ... it sends what arrives at\nsome ports to others. Otherwise its flags are:")
 		fs.SetOutput(stdout)
 		fs.PrintDefaults()
 		return o, err
@@ -122,6 +125,8 @@ func (o options) check() error {
 		return errors.New("--config-redis goes with --namespace only: policies come from files")
 	case standalone && o.stateDir != "":
 		return errors.New("--state-dir goes with --namespace only: policies are in files already")
+	case o.probeAddress == "" && len(o.probes) > 0:
+		return errors.New("--app-probe goes with --probe-listen only: that is where it is asked")
 	case o.decisionTimeout <= 0:
 		return errors.New("--decision-timeout must be above zero")
 	case o.drainDelay < 0:
@@ -209,6 +214,21 @@ func parseUpstream(s string) (*url.URL, error) {
 		return nil, fmt.Errorf("--upstream %s: must be a scheme, a host and a port: paths are forwarded as they are", s)
 	}
 	return u, nil
+}
+
+func (o *options) addProbe(s string) error {
+	path, p, err := probe.Parse(s)
+	if err != nil {
+		return err
+	}
+	if o.probes == nil {
+		o.probes = map[string]probe.Probe{}
+	}
+	if _, ok := o.probes[path]; ok {
+		return fmt.Errorf("%s is there twice", path)
+	}
+	o.probes[path] = p
+	return nil
 }
 
 func (o *options) addTrustedProxies(s string) error {

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/weir-dev/weir/internal/probe"
 	"github.com/weir-dev/weir/internal/proxy"
 )
 
@@ -50,7 +52,8 @@ func TestFlags(t *testing.T) {
 			"--listen http=:8080 --listen admin=:8081 --upstream admin=http://127.0.0.1:3001 --upstream http=http://127.0.0.1:3000/" +
 				" --namespace shop --pod-labels-file labels --redis redis://weir --config-redis redis://config" +
 				" --trusted-proxies 10.0.0.0/8,fd00::/8 --trusted-proxies 192.0.2.1,2001:db8::1 --bootstrap-mode Closed --log-level debug" +
-				" --instance one --state-dir /state --drain-delay 0s --decision-timeout 1s --admin-listen :1",
+				" --instance one --state-dir /state --drain-delay 0s --decision-timeout 1s --admin-listen :1" +
+				` --probe-listen :2 --app-probe /probes/app/liveness={"tcpSocket":{"port":3}}`,
 			options{
 				routes: []route{
 					{name: "http", address: ":8080", upstream: &url.URL{Scheme: "http", Host: "127.0.0.1:3000", Path: "/"}},
@@ -62,6 +65,8 @@ func TestFlags(t *testing.T) {
 				configRedis:     "redis://config",
 				instance:        "one",
 				adminAddress:    ":1",
+				probeAddress:    ":2",
+				probes:          map[string]probe.Probe{"/probes/app/liveness": {TCPSocket: &probe.TCPSocket{Port: 3}}},
 				decisionTimeout: time.Second,
 				trustedProxies: proxy.TrustedProxies{
 					netip.MustParsePrefix("10.0.0.0/8"),
@@ -90,7 +95,10 @@ func TestFlags(t *testing.T) {
 }
 
 func TestAFaultInTheFlagsNamesTheFlag(t *testing.T) {
-	const route = "--listen :8080 --upstream http://127.0.0.1:3000 "
+	const (
+		route  = "--listen :8080 --upstream http://127.0.0.1:3000 "
+		probed = `/probes/app/liveness={"tcpSocket":{"port":3}}`
+	)
 	tests := []struct{ name, args, want string }{
 		{"no flags", "", "--listen is required: the address to accept requests at"},
 		{"no policies", route, "--policies or --namespace is required: the policies to enforce"},
@@ -102,6 +110,11 @@ func TestAFaultInTheFlagsNamesTheFlag(t *testing.T) {
 		{"no time to decide", route + "--policies p --decision-timeout 0s", "--decision-timeout must be above zero"},
 		{"a delay in the past", route + "--policies p --drain-delay -1s", "--drain-delay must not be negative"},
 		{"a bad address for probes", route + "--policies p --probe-listen 8080", "--probe-listen 8080: must be like :8080 or 127.0.0.1:8080"},
+		{"probes that nobody can ask", route + "--policies p --app-probe " + probed, "--app-probe goes with --probe-listen only: that is where it is asked"},
+		{"a probe that is none", route + "--app-probe /healthz", `invalid value "/healthz" for flag -app-probe: must begin with /probes/`},
+		{"two probes at one path", route + "--app-probe " + probed + " --app-probe " + probed, `invalid value ` + strconv.Quote(probed) + ` for flag -app-probe: /probes/app/liveness is there twice`},
+		{"nothing to redirect", "redirect", "redirect: name ports, like 8080:15101"},
+		{"a redirection to nowhere", "redirect 8080", "redirect: 8080: must be two ports, like 8080:15101"},
 		{"a listener without an upstream", "--listen a=:8080 --upstream http://x", "--listen a=:8080: there is no --upstream of the same name"},
 		{"an upstream without a listener", route + "--upstream b=http://x", "--upstream: there is one without a --listen of the same name"},
 		{"two listeners of one name", route + "--listen :8081", "--listen :8081: there are two of one name"},

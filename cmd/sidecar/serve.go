@@ -15,6 +15,8 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/weir-dev/weir/internal/probe"
 )
 
 // drainGrace is how long requests in flight have to finish once nothing is accepted any more.
@@ -84,7 +86,9 @@ type endpoints struct {
 func (s *sidecar) openOwn(ctx context.Context) ([]endpoints, error) {
 	routes, handlers := []route{{name: "admin", address: s.options.adminAddress}}, []http.Handler{s.admin()}
 	if address := s.options.probeAddress; address != "" {
-		routes, handlers = append(routes, route{name: "probes", address: address}), append(handlers, s.probes())
+		mux := s.probes()
+		mux.Handle(probe.Prefix, probe.NewHandler(s.options.probes))
+		routes, handlers = append(routes, route{name: "probes", address: address}), append(handlers, mux)
 	}
 	listeners, err := open(ctx, routes)
 	if err != nil {

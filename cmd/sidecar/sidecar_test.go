@@ -466,7 +466,10 @@ func TestProbesTellAStrangerNothing(t *testing.T) {
 	if err := os.WriteFile(path, []byte("# none yet\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o, err := parse([]string{"--listen", ":0", "--upstream", "http://127.0.0.1:1", "--policies", path, "--probe-listen", "127.0.0.1:0"}, t.Output())
+	o, err := parse([]string{
+		"--listen", ":0", "--upstream", "http://127.0.0.1:1", "--policies", path, "--probe-listen", "127.0.0.1:0",
+		"--app-probe", `/probes/app/liveness={"tcpSocket":{"port":1}}`,
+	}, t.Output())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -483,7 +486,7 @@ func TestProbesTellAStrangerNothing(t *testing.T) {
 	for _, e := range own {
 		t.Cleanup(func() { _ = e.Close() })
 		var codes []int
-		for _, path := range []string{"/healthz", "/readyz", "/metrics", "/debug/snapshot"} {
+		for _, path := range []string{"/healthz", "/readyz", "/metrics", "/debug/snapshot", "/probes/app/liveness", "/probes/app/readiness"} {
 			w := httptest.NewRecorder()
 			e.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
 			codes = append(codes, w.Code)
@@ -491,8 +494,8 @@ func TestProbesTellAStrangerNothing(t *testing.T) {
 		got = append(got, codes)
 	}
 	want := [][]int{
-		{http.StatusOK, http.StatusServiceUnavailable, http.StatusOK, http.StatusNotFound}, // admin, before there are policies
-		{http.StatusOK, http.StatusServiceUnavailable, http.StatusNotFound, http.StatusNotFound},
+		{http.StatusOK, http.StatusServiceUnavailable, http.StatusOK, http.StatusNotFound, http.StatusNotFound, http.StatusNotFound}, // admin, before there are policies
+		{http.StatusOK, http.StatusServiceUnavailable, http.StatusNotFound, http.StatusNotFound, http.StatusServiceUnavailable, http.StatusNotFound},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("status of each endpoint (-want +got):\n%s", diff)

@@ -35,7 +35,7 @@ func choices(pod *corev1.Pod) ([]string, *Skip) {
 			continue
 		}
 		if err := a.check(value); err != nil {
-			return nil, skip(ReasonInvalidAnnotation, "%s: %v", a.annotation, err)
+			return nil, invalid(a.annotation, "%v", err)
 		}
 		flags = append(flags, a.flag+"="+value)
 	}

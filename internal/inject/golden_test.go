@@ -82,7 +82,7 @@ func parse(t testing.TB, text []byte) (*corev1.Pod, inject.Namespace) {
 	unmarshal(t, docs[0], &pod)
 	var namespace corev1.Namespace
 	unmarshal(t, docs[1], &namespace)
-	ns := inject.Namespace{Name: namespace.Name, Labels: namespace.Labels}
+	ns := inject.Namespace{Name: namespace.Name, Labels: namespace.Labels, Annotations: namespace.Annotations}
 	for _, doc := range docs[2:] {
 		var s corev1.Service
 		unmarshal(t, doc, &s)

@@ -4,8 +4,9 @@
 //
 // It is pure: what it needs of the cluster is an argument. The sidecar takes over the names of the pod's HTTP
 // ports, so that Services which reach the application by name reach the sidecar instead, and asks for no
-// privileges for that. Nothing else of the pod changes its meaning: probes and hooks that used a name get the
-// number that it stood for, and a pod that the sidecar can't serve is left as it is, with the reason on it.
+// privileges for that. Or connections to their numbers are redirected to it, which takes an init container with a
+// privilege. Nothing else of the pod changes its meaning: probes and hooks reach the application as before, and a
+// pod that the sidecar can't serve is left as it is, with the reason on it.
 package inject
 
 import (
@@ -21,8 +22,9 @@ const Container = "weir-sidecar"
 
 // Namespace is what matters of a pod's namespace.
 type Namespace struct {
-	Name   string
-	Labels map[string]string
+	Name        string
+	Labels      map[string]string
+	Annotations map[string]string
 	// Services of the namespace. Those that select the pod say what its ports speak.
 	Services []corev1.Service
 }
@@ -32,38 +34,51 @@ type Namespace struct {
 // same as once.
 func Inject(pod *corev1.Pod, ns Namespace, s Settings) (*corev1.Pod, *Skip) {
 	pod = pod.DeepCopy()
-	ports, chosen, skip := consider(pod, ns)
+	p, skip := consider(pod, ns)
 	if skip != nil {
 		if skip.Told() {
 			annotate(pod, skip.Error())
 		}
 		return pod, skip
 	}
-	for _, p := range ports {
-		takeOver(&pod.Spec, p)
+	if p.redirect {
+		redirect(pod, ns.Name, p, s)
+	} else {
+		takeOver(pod, ns.Name, p, s)
 	}
-	addSidecar(pod, ns.Name, ports, chosen, s)
+	pod.Spec.Volumes = append(pod.Spec.Volumes, volumes()...)
 	delete(pod.Annotations, v1alpha1.AnnotationNotInjected)
 	pod.Labels = with(pod.Labels, v1alpha1.LabelInjected, "true")
 	return pod, nil
 }
 
-// consider says which ports the sidecar is to take over, and what the pod chooses of it; or why it gets none.
-func consider(pod *corev1.Pod, ns Namespace) (ports []port, chosen []string, skip *Skip) {
+// plan is what is to become of a pod.
+type plan struct {
+	// ports whose requests the sidecar gets.
+	ports []port
+	// redirect says that their numbers are redirected, and not their names taken over.
+	redirect bool
+	// chosen are the flags that the pod sets.
+	chosen []string
+}
+
+// consider gives the plan for a pod, or says why it gets no sidecar.
+func consider(pod *corev1.Pod, ns Namespace) (p plan, skip *Skip) {
 	for _, objection := range []func(*corev1.Pod, Namespace) *Skip{notWanted, present, hostNetwork, platform, names} {
 		if skip := objection(pod, ns); skip != nil {
-			return nil, nil, skip
+			return plan{}, skip
 		}
 	}
-	chosen, skip = choices(pod)
-	if skip != nil {
-		return nil, nil, skip
+	if p.redirect, skip = redirected(pod, ns); skip != nil {
+		return plan{}, skip
 	}
-	ports, skip = httpPorts(pod, ns.Services)
-	if skip != nil {
-		return nil, nil, skip
+	if p.chosen, skip = choices(pod); skip != nil {
+		return plan{}, skip
 	}
-	return ports, chosen, clash(&pod.Spec, ports)
+	if p.ports, skip = httpPorts(pod, ns.Services, p.redirect); skip != nil {
+		return plan{}, skip
+	}
+	return p, clash(&pod.Spec, p)
 }
 
 func annotate(pod *corev1.Pod, why string) {

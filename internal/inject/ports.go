@@ -4,8 +4,8 @@ package inject
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,15 +18,15 @@ import (
 const (
 	adminPort = 15090
 	probePort = 15091
-	// firstPort is that of the first port that it takes over; the others follow.
+	// firstPort is that of the first port that it stands before; the others follow.
 	firstPort = 15101
-	// mostPorts bounds how many can be taken over.
+	// mostPorts bounds how many there can be.
 	mostPorts = 16
 )
 
-// port is a port of the application's that the sidecar takes over.
+// port is a port of the application's whose requests the sidecar gets.
 type port struct {
-	// name that moves to the sidecar.
+	// name of the container port, or its number where it has none.
 	name string
 	// number that the application keeps.
 	number int32
@@ -63,58 +63,130 @@ func namedPorts(spec *corev1.PodSpec) []corev1.ContainerPort {
 	return named
 }
 
-// httpPorts gives the ports to take over: those that the pod lists, else those that speak HTTP or gRPC.
-func httpPorts(pod *corev1.Pod, services []corev1.Service) ([]port, *Skip) {
-	named := namedPorts(&pod.Spec)
-	var ports []port
-	add := func(p corev1.ContainerPort) { ports = append(ports, port{name: p.Name, number: p.ContainerPort}) }
-	list, listed := pod.Annotations[v1alpha1.AnnotationPorts]
-	if listed {
-		for name := range strings.SplitSeq(list, ",") {
-			name = strings.TrimSpace(name)
-			i := slices.IndexFunc(named, func(p corev1.ContainerPort) bool { return p.Name == name })
-			if i < 0 || slices.ContainsFunc(ports, func(p port) bool { return p.name == name }) {
-				return nil, skip(ReasonInvalidAnnotation, "%s: %q is not the name of a TCP port of the pod, or is there twice", v1alpha1.AnnotationPorts, name)
-			}
-			add(named[i])
-		}
+// httpPorts gives the ports whose requests the sidecar gets: those that the pod lists, else those that speak HTTP or
+// gRPC. Where they are redirected it may be any of the pod's, otherwise it has to have a name.
+func httpPorts(pod *corev1.Pod, services []corev1.Service, redirect bool) (ports []port, skip *Skip) {
+	if list, listed := pod.Annotations[v1alpha1.AnnotationPorts]; listed {
+		ports, skip = listedPorts(&pod.Spec, list, redirect)
 	} else {
-		spoken := protocols(pod, services)
-		for _, p := range named {
-			if speaksHTTP(p.Name, spoken[p.Name]) {
-				add(p)
-			}
-		}
+		ports, skip = spokenPorts(pod, services, redirect)
 	}
-	switch {
-	case len(ports) == 0:
-		return nil, skip(ReasonNoHTTPPort, "no TCP port is called http, http-..., grpc or the like: name one so, and give Services that targetPort, or list ports in annotation %s", v1alpha1.AnnotationPorts)
-	case len(ports) > mostPorts:
-		return nil, skip(ReasonInvalidAnnotation, "%s: list at most %d of the pod's %d HTTP ports", v1alpha1.AnnotationPorts, mostPorts, len(ports))
+	if skip == nil && len(ports) > mostPorts {
+		skip = invalid(v1alpha1.AnnotationPorts, "list at most %d of the pod's %d HTTP ports", mostPorts, len(ports))
+	}
+	return ports, skip
+}
+
+// listedPorts gives those of an annotation.
+func listedPorts(spec *corev1.PodSpec, list string, redirect bool) ([]port, *Skip) {
+	var ports []port
+	for word := range strings.SplitSeq(list, ",") {
+		word = strings.TrimSpace(word)
+		p, ok := find(spec, word, redirect)
+		switch again := func(other port) bool { return other.name == p.name || redirect && other.number == p.number }; {
+		case ok && !slices.ContainsFunc(ports, again):
+			ports = append(ports, p)
+		case redirect:
+			return nil, invalid(v1alpha1.AnnotationPorts, "%q is neither the name of a TCP port of the pod nor a number, or is there twice", word)
+		default:
+			return nil, invalid(v1alpha1.AnnotationPorts, "%q is not the name of a TCP port of the pod, or is there twice", word)
+		}
 	}
 	return ports, nil
 }
 
-// protocols gives what the Services that select the pod say of its named ports.
-func protocols(pod *corev1.Pod, services []corev1.Service) map[string][]string {
-	spoken := map[string][]string{}
-	for i := range services {
-		if !selects(&services[i], pod) {
-			continue
+// find gives the port that a word of the annotation means: a name, or a number where it is redirected.
+func find(spec *corev1.PodSpec, word string, redirect bool) (port, bool) {
+	number, err := strconv.ParseUint(word, 10, 16)
+	byNumber := redirect && err == nil && number > 0
+	for _, p := range namedPorts(spec) {
+		if p.Name == word || byNumber && p.ContainerPort == int32(number) {
+			return port{name: p.Name, number: p.ContainerPort}, true
 		}
-		for _, p := range services[i].Spec.Ports {
-			if p.AppProtocol != nil && p.TargetPort.Type == intstr.String {
-				name := p.TargetPort.StrVal
-				spoken[name] = append(spoken[name], *p.AppProtocol)
+	}
+	return unnamed(int32(number)), byNumber
+}
+
+// unnamed is a port that is called by its number, which no name can be.
+func unnamed(number int32) port { return port{name: strconv.Itoa(int(number)), number: number} }
+
+// spokenPorts gives those that speak HTTP or gRPC.
+func spokenPorts(pod *corev1.Pod, services []corev1.Service, redirect bool) ([]port, *Skip) {
+	var ports []port
+	for _, p := range reached(pod, services, redirect) {
+		if speaksHTTP(p, leading(pod, services, p, redirect), redirect) {
+			ports = append(ports, p)
+		}
+	}
+	switch {
+	case len(ports) > 0:
+		return ports, nil
+	case redirect:
+		return nil, skip(ReasonNoHTTPPort, "no TCP port is called http, http-..., grpc or the like, and no Service's port that leads to one: name one so, or list ports in annotation %s", v1alpha1.AnnotationPorts)
+	}
+	return nil, skip(ReasonNoHTTPPort, "no TCP port is called http, http-..., grpc or the like: name one so, and give Services that targetPort, or list ports in annotation %s", v1alpha1.AnnotationPorts)
+}
+
+// reached gives the ports that Services may reach: those with a name, and where numbers count all the others that
+// the pod or a Service knows of.
+func reached(pod *corev1.Pod, services []corev1.Service, numbers bool) []port {
+	var found []port
+	for _, p := range namedPorts(&pod.Spec) {
+		found = append(found, port{name: p.Name, number: p.ContainerPort})
+	}
+	if !numbers {
+		return found
+	}
+	for _, c := range serving(&pod.Spec) {
+		for _, p := range c.Ports {
+			if tcp(p) {
+				found = append(found, unnamed(p.ContainerPort))
 			}
 		}
 	}
-	return spoken
+	for i := range services {
+		for _, p := range services[i].Spec.Ports {
+			if number := targetNumber(p); number > 0 && selects(&services[i], pod.Labels) {
+				found = append(found, unnamed(number))
+			}
+		}
+	}
+	return oncePerNumber(found)
 }
 
-func selects(s *corev1.Service, pod *corev1.Pod) bool {
+// oncePerNumber keeps the first port of each number.
+func oncePerNumber(ports []port) []port {
+	var kept []port
+	for _, p := range ports {
+		if !slices.ContainsFunc(kept, func(k port) bool { return k.number == p.number }) {
+			kept = append(kept, p)
+		}
+	}
+	return kept
+}
+
+// leading gives the ports of Services that lead to a port of the pod: by its name, and where numbers count by its
+// number.
+func leading(pod *corev1.Pod, services []corev1.Service, p port, numbers bool) []corev1.ServicePort {
+	var found []corev1.ServicePort
+	for i := range services {
+		if !selects(&services[i], pod.Labels) {
+			continue
+		}
+		for _, sp := range services[i].Spec.Ports {
+			named := sp.TargetPort.Type == intstr.String && sp.TargetPort.StrVal == p.name
+			if named || numbers && targetNumber(sp) == p.number {
+				found = append(found, sp)
+			}
+		}
+	}
+	return found
+}
+
+// selects says whether a Service selects pods with these labels.
+func selects(s *corev1.Service, labels map[string]string) bool {
 	for key, want := range s.Spec.Selector {
-		if got, ok := pod.Labels[key]; !ok || got != want {
+		if got, ok := labels[key]; !ok || got != want {
 			return false
 		}
 	}
@@ -124,107 +196,59 @@ func selects(s *corev1.Service, pod *corev1.Pod) bool {
 // httpWords are the protocols that the sidecar understands, as an appProtocol or the first part of a port's name.
 var httpWords = []string{"http", "http2", "h2c", "grpc", "ws", "kubernetes.io/h2c", "kubernetes.io/ws"}
 
-// speaksHTTP believes what Services say, and only where they are silent the port's name.
-func speaksHTTP(name string, spoken []string) bool {
-	if len(spoken) > 0 {
-		return slices.ContainsFunc(spoken, func(s string) bool { return slices.Contains(httpWords, s) })
+// speaksHTTP believes what the Services' ports that lead there say, and only where they are silent the port's name;
+// and theirs, where it may have none.
+func speaksHTTP(p port, leading []corev1.ServicePort, nameless bool) bool {
+	names, silent := []string{p.name}, true
+	for _, sp := range leading {
+		switch {
+		case sp.AppProtocol == nil:
+			names = append(names, sp.Name)
+		case slices.Contains(httpWords, *sp.AppProtocol):
+			return true
+		default:
+			silent = false
+		}
 	}
-	word, _, _ := strings.Cut(name, "-")
-	return slices.Contains(httpWords, word)
+	if !nameless {
+		names = names[:1]
+	}
+	return silent && slices.ContainsFunc(names, func(name string) bool {
+		word, _, _ := strings.Cut(name, "-")
+		return slices.Contains(httpWords, word)
+	})
 }
 
-// clash finds what keeps the ports from being taken over.
-func clash(spec *corev1.PodSpec, ports []port) *Skip {
+// clash finds what keeps the sidecar from getting the requests of its ports.
+func clash(spec *corev1.PodSpec, plan plan) *Skip {
 	ours := []int32{adminPort, probePort}
-	for i := range ports {
-		ours = append(ours, firstPort+int32(i))
+	for i := range plan.ports {
+		ours = append(ours, listening(i))
 	}
 	for _, c := range serving(spec) {
 		for _, p := range c.Ports {
 			if tcp(p) && slices.Contains(ours, p.ContainerPort) {
 				return skip(ReasonPortClash, "container %s has port %d, which the sidecar needs", c.Name, p.ContainerPort)
 			}
-			taken := slices.ContainsFunc(ports, func(t port) bool { return t.name == p.Name })
-			if taken && tcp(p) && p.HostPort != 0 {
+			taken := slices.ContainsFunc(plan.ports, func(t port) bool { return t.name == p.Name })
+			if taken && tcp(p) && p.HostPort != 0 && !plan.redirect {
 				return skip(ReasonHostPort, "port %s of container %s is also port %d of the node, which leads past the sidecar: do without hostPort", p.Name, c.Name, p.HostPort)
 			}
+		}
+	}
+	for _, p := range plan.ports {
+		if slices.Contains(ours, p.number) {
+			return skip(ReasonPortClash, "the sidecar needs port %d itself", p.number)
 		}
 	}
 	return nil
 }
 
-// takeOver takes the port's name from every container that Services look at, and gives what used it there the
-// number: the kubelet looks for a name in the probe's own container.
-func takeOver(spec *corev1.PodSpec, taken port) {
-	for _, c := range serving(spec) {
-		for i := range c.Ports {
-			if p := &c.Ports[i]; p.Name == taken.name && tcp(*p) {
-				p.Name = ""
-				byNumber(c, taken.name, p.ContainerPort)
-			}
-		}
-	}
-}
-
-// byNumber has the container's probes and hooks use a number instead of a name.
-func byNumber(c *corev1.Container, name string, number int32) {
-	replace := func(p *intstr.IntOrString) {
-		if p.Type == intstr.String && p.StrVal == name {
-			*p = intstr.FromInt32(number)
-		}
-	}
-	for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
-		if probe != nil {
-			eachPort(probe.HTTPGet, probe.TCPSocket, replace)
-		}
-	}
-	if c.Lifecycle == nil {
-		return
-	}
-	for _, hook := range []*corev1.LifecycleHandler{c.Lifecycle.PostStart, c.Lifecycle.PreStop} {
-		if hook != nil {
-			eachPort(hook.HTTPGet, hook.TCPSocket, replace)
-		}
-	}
-}
-
-func eachPort(http *corev1.HTTPGetAction, tcp *corev1.TCPSocketAction, do func(*intstr.IntOrString)) {
-	if http != nil {
-		do(&http.Port)
-	}
-	if tcp != nil {
-		do(&tcp.Port)
-	}
-}
-
-// Bypassed tells of each Service that selects a pod, as it is before it is injected, and reaches one of the
-// ports that the sidecar takes over by number. Such requests are never limited.
-func Bypassed(pod *corev1.Pod, services []corev1.Service) []string {
-	ports, skip := httpPorts(pod, services)
-	if skip != nil {
-		return nil
-	}
-	var told []string
-	for i := range services {
-		s := &services[i]
-		if !selects(s, pod) {
-			continue
-		}
-		for _, p := range s.Spec.Ports {
-			i := slices.IndexFunc(ports, func(taken port) bool { return leadsTo(p, taken.number) })
-			if i >= 0 {
-				told = append(told, fmt.Sprintf("Service %s reaches port %d by number, past the sidecar: set targetPort: %s", s.Name, ports[i].number, ports[i].name))
-			}
-		}
-	}
-	return told
-}
-
-// leadsTo says whether a Service's port leads to a container port of this number. Without a targetPort it leads to
-// its own number.
-func leadsTo(p corev1.ServicePort, number int32) bool {
+// targetNumber gives the number of the container port that a Service's port leads to. Without a targetPort it is its
+// own number; it is 0 where a name is meant, or not TCP.
+func targetNumber(p corev1.ServicePort) int32 {
 	if p.TargetPort.Type != intstr.Int || p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
-		return false
+		return 0
 	}
-	return cmp.Or(p.TargetPort.IntVal, p.Port) == number
+	return cmp.Or(p.TargetPort.IntVal, p.Port)
 }

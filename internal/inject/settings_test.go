@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/weir-dev/weir/api/v1alpha1"
 	"github.com/weir-dev/weir/internal/inject"
 )
 
@@ -58,14 +59,14 @@ func TestServicesThatBypassTheSidecarAreTold(t *testing.T) {
 			Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": app}, Ports: ports},
 		}
 	}
-	got := inject.Bypassed(pod, []corev1.Service{
+	got := inject.Bypassed(pod, inject.Namespace{Labels: map[string]string{v1alpha1.LabelInject: v1alpha1.InjectEnabled}, Services: []corev1.Service{
 		service("by-name", "checkout", corev1.ServicePort{Port: 80, TargetPort: intstr.FromString("http")}),
 		service("by-number", "checkout", corev1.ServicePort{Port: 80, TargetPort: intstr.FromInt32(8080)}),
 		service("by-its-own-number", "checkout", corev1.ServicePort{Port: 8080}),
 		service("another-port", "checkout", corev1.ServicePort{Port: 9090}),
 		service("another-protocol", "checkout", corev1.ServicePort{Port: 8080, Protocol: corev1.ProtocolUDP}),
 		service("another-pod", "cart", corev1.ServicePort{Port: 8080}),
-	})
+	}})
 	want := []string{
 		"Service by-number reaches port 8080 by number, past the sidecar: set targetPort: http",
 		"Service by-its-own-number reaches port 8080 by number, past the sidecar: set targetPort: http",

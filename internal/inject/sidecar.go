@@ -24,48 +24,42 @@ const (
 // the sidecar do so, which it refuses.
 const userID = 65532
 
-// addSidecar adds the sidecar after all init containers: it stands in the way of none of them.
-func addSidecar(pod *corev1.Pod, namespace string, ports []port, chosen []string, s Settings) {
-	pod.Spec.InitContainers = append(pod.Spec.InitContainers, sidecar(&pod.Spec, namespace, ports, chosen, s))
-	pod.Spec.Volumes = append(pod.Spec.Volumes, volumes()...)
-}
-
-func sidecar(spec *corev1.PodSpec, namespace string, ports []port, chosen []string, s Settings) corev1.Container {
+// sidecar gives the container, without names for its ports.
+func sidecar(namespace string, p plan, s Settings, r corev1.ResourceRequirements) corev1.Container {
 	c := corev1.Container{
 		Name:            Container,
 		Image:           s.Image,
 		ImagePullPolicy: s.ImagePullPolicy,
-		Args:            slices.Concat(flags(namespace, ports, s), chosen),
+		Args:            slices.Concat(flags(namespace, p.ports, s), p.chosen),
 		// An init container that goes on: it is ready before the application starts, ends after it, and keeps no
 		// Job from completing.
 		RestartPolicy: new(corev1.ContainerRestartPolicyAlways),
 		Env:           []corev1.EnvVar{fromPod("POD_NAME", "metadata.name"), fromPod("POD_UID", "metadata.uid")},
-		Resources:     resources(spec, s),
-		StartupProbe:  probe("/readyz", 1, 60),
+		Resources:     r,
+		StartupProbe:  ownProbe("/readyz", 1, 60),
 		// Readiness never depends on Redis: a store that is away must not empty Services.
-		ReadinessProbe: probe("/readyz", 5, 3),
+		ReadinessProbe: ownProbe("/readyz", 5, 3),
 		// As soon as the pod is to end. The sidecar itself is ended after the application, too late for clients
 		// that keep their connections.
 		Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{
 			Command: []string{"/weir-sidecar", "leave"},
 		}}},
-		LivenessProbe:   probe("/healthz", 10, 6),
+		LivenessProbe:   ownProbe("/healthz", 10, 6),
 		SecurityContext: securityContext(),
 		VolumeMounts: []corev1.VolumeMount{
 			{Name: "weir-pod", MountPath: podDir, ReadOnly: true},
 			{Name: "weir-redis", MountPath: credentialsDir, ReadOnly: true},
 			{Name: "weir-state", MountPath: stateDir},
-			// The API server mounts the token where nothing else is mounted. The sidecar has no use for it.
-			{Name: "weir-pod", MountPath: tokenDir, ReadOnly: true},
+			noToken(),
 		},
 	}
-	for i, p := range ports {
-		c.Ports = append(c.Ports, corev1.ContainerPort{Name: p.name, ContainerPort: listening(i), Protocol: corev1.ProtocolTCP})
+	for i := range p.ports {
+		c.Ports = append(c.Ports, corev1.ContainerPort{ContainerPort: listening(i), Protocol: corev1.ProtocolTCP})
 	}
 	return c
 }
 
-// listening is the number of the port that stands before the i-th that is taken over.
+// listening is the number of the sidecar's port that stands before the i-th of the application's.
 func listening(i int) int32 { return firstPort + int32(i) }
 
 // flags are those that the pod has no say in.
@@ -99,16 +93,24 @@ func fromPod(name, path string) corev1.EnvVar {
 	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: ref}}
 }
 
-func probe(path string, period, failures int32) *corev1.Probe {
+func ownProbe(path string, period, failures int32) *corev1.Probe {
 	return &corev1.Probe{
-		ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
-			Path: path, Port: intstr.FromInt32(probePort), Scheme: corev1.URISchemeHTTP,
-		}},
+		ProbeHandler:     corev1.ProbeHandler{HTTPGet: atProbePort(path)},
 		TimeoutSeconds:   2,
 		PeriodSeconds:    period,
 		SuccessThreshold: 1,
 		FailureThreshold: failures,
 	}
+}
+
+func atProbePort(path string) *corev1.HTTPGetAction {
+	return &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(probePort), Scheme: corev1.URISchemeHTTP}
+}
+
+// noToken stands where the API server would mount the pod's token, as it does where nothing else is mounted. We
+// have no use for it.
+func noToken() corev1.VolumeMount {
+	return corev1.VolumeMount{Name: "weir-pod", MountPath: tokenDir, ReadOnly: true}
 }
 
 // securityContext is what the restricted profile of Pod Security asks for, said in the container, since a pod may

@@ -31,12 +31,14 @@ const (
 	ReasonHostPort = "HostPort"
 	// ReasonPlatform says that the sidecar doesn't run where the pod does.
 	ReasonPlatform = "Platform"
-	// ReasonNameClash says that the pod has a volume of a name that the sidecar needs.
+	// ReasonNameClash says that the pod has a volume or container of a name that the sidecar needs.
 	ReasonNameClash = "NameClash"
 	// ReasonPortClash says that the pod has a port of a number that the sidecar needs.
 	ReasonPortClash = "PortClash"
 	// ReasonNoHTTPPort says that the pod has no port whose requests could be limited.
 	ReasonNoHTTPPort = "NoHTTPPort"
+	// ReasonPodSecurity says that the namespace forbids what redirecting takes.
+	ReasonPodSecurity = "PodSecurity"
 	// ReasonInvalidAnnotation says that the pod chooses what can't be.
 	ReasonInvalidAnnotation = "InvalidAnnotation"
 )
@@ -49,6 +51,10 @@ func (s *Skip) Told() bool { return s.Reason != ReasonNotWanted && s.Reason != R
 
 func skip(reason, format string, args ...any) *Skip {
 	return &Skip{Reason: reason, Message: fmt.Sprintf(format, args...)}
+}
+
+func invalid(annotation, format string, args ...any) *Skip {
+	return skip(ReasonInvalidAnnotation, "%s: %s", annotation, fmt.Sprintf(format, args...))
 }
 
 // notWanted heeds the pod before its namespace. Only a namespace that forbids the sidecar has the last word.

@@ -72,7 +72,7 @@ func (n *namer) seed(namespace, purpose string, facts ...string) [seedSize]byte 
 
 // counter names the counters of one limit under one target.
 type counter struct {
-	// section is the name of the listener that counts, or empty for all.
+	// section is the name of the listener that counts, or the port behind it, or empty for all.
 	section string
 	// only is the key of the only counter of a limit without a key.
 	only   string
@@ -81,9 +81,9 @@ type counter struct {
 	places, names [seedSize]byte
 }
 
-// serves says whether the target is behind this listener.
-func (c *counter) serves(listener string) bool {
-	return c.section == "" || listener == "" || c.section == listener
+// serves says whether the target is behind this listener, and this port of the application.
+func (c *counter) serves(listener, port string) bool {
+	return c.section == "" || listener == "" || c.section == listener || c.section == port
 }
 
 // key gives the key of the counter for a message. It overwrites the message's seed.

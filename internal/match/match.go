@@ -18,7 +18,9 @@ import (
 type Request struct {
 	// Listener is the name of the listener that it came in by. An unnamed listener serves every section.
 	Listener string
-	Method   string
+	// Port is the number of the application's port behind the listener. A section may be called by it as well.
+	Port   string
+	Method string
 	// Path as it was sent, still escaped.
 	Path string
 	// Host as it was sent, with or without a port.
@@ -166,7 +168,7 @@ func (r rule) readsHeaders() bool {
 
 // appendHits appends the hits of a request under this rule.
 func (r *rule) appendHits(hits []limiter.Hit, v *view) []limiter.Hit {
-	if !r.serves(v.Listener) || !r.matches(v) {
+	if !r.serves(v.Listener, v.Port) || !r.matches(v) {
 		return hits
 	}
 	var scratch [256]byte
@@ -177,7 +179,7 @@ func (r *rule) appendHits(hits []limiter.Hit, v *view) []limiter.Hit {
 	hits = slices.Grow(hits, len(r.counters))
 	for i := range r.counters {
 		c := &r.counters[i]
-		if !c.serves(v.Listener) {
+		if !c.serves(v.Listener, v.Port) {
 			continue
 		}
 		h := r.hit
@@ -192,9 +194,9 @@ func (r *rule) appendHits(hits []limiter.Hit, v *view) []limiter.Hit {
 }
 
 // serves says whether any of the rule's targets is behind this listener.
-func (r *rule) serves(listener string) bool {
+func (r *rule) serves(listener, port string) bool {
 	for i := range r.counters {
-		if r.counters[i].serves(listener) {
+		if r.counters[i].serves(listener, port) {
 			return true
 		}
 	}

@@ -115,26 +115,28 @@ func TestSections(t *testing.T) {
 	p.Targets = []Target{
 		{ID: "Service/checkout/http", Section: "http"},
 		{ID: "Service/checkout/grpc", Section: "grpc"},
+		{ID: "Service/checkout/web", Section: "8080"},
 		{ID: "Service/checkout"},
 	}
 	m := matcher(p)
 	for name, tt := range map[string]struct {
-		listener string
-		want     int
+		listener, port string
+		want           int
 	}{
-		"a named listener serves its section and the targets without one": {"http", 2},
-		"a listener of another name serves the targets without one":       {"admin", 1},
-		"an unnamed listener serves every section":                        {"", 3},
+		"a named listener serves its section and the targets without one": {"http", "80", 2},
+		"a listener serves what calls it by its port too":                 {"http", "8080", 3},
+		"a listener of another name serves the targets without one":       {"admin", "80", 1},
+		"an unnamed listener serves every section":                        {"", "80", 4},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := m.Match(Request{Listener: tt.listener}); len(got) != tt.want {
+			if got := m.Match(Request{Listener: tt.listener, Port: tt.port}); len(got) != tt.want {
 				t.Errorf("got %d hits, want %d", len(got), tt.want)
 			}
 		})
 	}
 
 	t.Run("a limit whose sections are all elsewhere hits nothing", func(t *testing.T) {
-		p.Targets = p.Targets[:2]
+		p.Targets = p.Targets[:3]
 		if got := matcher(p).Match(Request{Listener: "admin"}); got != nil {
 			t.Errorf("got %v", got)
 		}

@@ -26,7 +26,7 @@ type Target struct {
 	ID string `json:"id"`
 	// Pods are the labels that a pod must have; see [Selector].
 	Pods Selector `json:"pods"`
-	// Section is the name of the listener that counts. Empty is all of them.
+	// Section is the name of the listener that counts, or the number of the port behind it. Empty is all of them.
 	Section string `json:"section,omitempty"`
 }
 

@@ -182,7 +182,7 @@ func parseWorkload(t testing.TB, doc []byte) (v1alpha1.TargetRef, Workload) {
 		w.Pods = &metav1.LabelSelector{MatchLabels: s.Spec.Selector}
 	}
 	for _, p := range s.Spec.Ports {
-		w.Ports = append(w.Ports, Port{Name: p.Name, Target: p.TargetPort.StrVal})
+		w.Ports = append(w.Ports, Port{Name: p.Name, Target: p.TargetPort.String()})
 	}
 	return v1alpha1.TargetRef{Kind: "Service", Name: kind.Metadata.Name}, w
 }

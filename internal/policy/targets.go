@@ -28,7 +28,7 @@ type Workload struct {
 type Port struct {
 	// Name is what a sectionName means. A Service's only port may have none.
 	Name string
-	// Target is the name of the container port that it leads to. Empty is a port that is reached by number.
+	// Target is the name of the container port that it leads to, or its number.
 	Target string
 }
 
@@ -68,7 +68,8 @@ func (w Workloads) Resolve(ref v1alpha1.TargetRef) (match.Target, error) {
 	}
 	t := match.Target{ID: targetID(ref), Pods: selector(found.Pods)}
 	if ref.SectionName != "" {
-		// An injected sidecar calls its listeners by the container ports that they stand before.
+		// An injected sidecar calls its listeners by the container ports that they stand before, and knows their
+		// numbers.
 		t.Section = cmp.Or(found.Ports[section].Target, ref.SectionName)
 	}
 	return t, nil

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,13 +28,15 @@ import (
 type forwarder struct {
 	proxy    *httputil.ReverseProxy
 	upstream *url.URL
-	mirror   *mirror
-	metrics  metrics
-	log      logr.Logger
+	// port of the application.
+	port    string
+	mirror  *mirror
+	metrics metrics
+	log     logr.Logger
 }
 
 func newForwarder(upstream *url.URL, m metrics, log logr.Logger) *forwarder {
-	f := &forwarder{upstream: upstream, mirror: newMirror(), metrics: m, log: log}
+	f := &forwarder{upstream: upstream, port: portOf(upstream), mirror: newMirror(), metrics: m, log: log}
 	f.proxy = &httputil.ReverseProxy{
 		Rewrite:       f.rewrite,
 		Transport:     f.mirror,
@@ -43,6 +46,15 @@ func newForwarder(upstream *url.URL, m metrics, log logr.Logger) *forwarder {
 		ErrorLog:      slog.NewLogLogger(logr.ToSlogHandler(log), slog.LevelDebug),
 	}
 	return f
+}
+
+// portOf gives the port of a URL that may leave it to the scheme.
+func portOf(u *url.URL) string {
+	usual := "80"
+	if u.Scheme == "https" {
+		usual = "443"
+	}
+	return cmp.Or(u.Port(), usual)
 }
 
 // forward forwards a request, and tells of quotas with the response.

@@ -121,6 +121,7 @@ func (h *handler) decide(m *match.Matcher, r *http.Request) limiter.Decision {
 	start := time.Now()
 	hits := m.Match(match.Request{
 		Listener: h.listener,
+		Port:     h.upstream.port,
 		Method:   r.Method,
 		Path:     rawPath(r),
 		Host:     r.Host,

@@ -4,8 +4,10 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
@@ -72,9 +75,17 @@ func serviceOf(s *corev1.Service) policy.Workload {
 		w.Pods = &metav1.LabelSelector{MatchLabels: s.Spec.Selector}
 	}
 	for _, p := range s.Spec.Ports {
-		w.Ports = append(w.Ports, policy.Port{Name: p.Name, Target: p.TargetPort.StrVal})
+		w.Ports = append(w.Ports, policy.Port{Name: p.Name, Target: target(p)})
 	}
 	return w
+}
+
+// target gives the name or number of the container port that a Service's port leads to.
+func target(p corev1.ServicePort) string {
+	if p.TargetPort.Type == intstr.Int {
+		return strconv.Itoa(int(cmp.Or(p.TargetPort.IntVal, p.Port)))
+	}
+	return p.TargetPort.StrVal
 }
 
 // KeepSelector is a cache transform that keeps of a workload no more than policies see.

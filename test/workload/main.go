@@ -3,6 +3,8 @@
 // Command workload is what tests run in pods: an application to send requests to, and a client to send them.
 //
 //	workload serve           answers every request on :8080 with the name of its host, and gRPC health checks
+//	                         until a request for /sick or /dead: then it answers with errors, or not at all
+//	workload check URL       fails unless the answer is 200
 //	workload get URL [N]     prints the status and the body of the answer, N times on as many connections
 //	workload load RATE URL   sends so many requests a second, by clients of several kinds, until its input ends,
 //	                         and prints what became of them
@@ -14,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -44,6 +47,8 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	switch {
 	case len(args) == 1 && args[0] == "serve":
 		return serve(ctx)
+	case len(args) == 2 && args[0] == "check":
+		return check(ctx, args[1])
 	case len(args) == 2 && args[0] == "get":
 		return get(ctx, args[1], "1", out)
 	case len(args) == 3 && args[0] == "get":
@@ -51,7 +56,7 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	case len(args) == 3 && args[0] == "load":
 		return load(ctx, args[1], args[2], in, out)
 	}
-	return fmt.Errorf("got %q, want serve, get URL [N], or load RATE URL", strings.Join(args, " "))
+	return fmt.Errorf("got %q, want serve, check URL, get URL [N], or load RATE URL", strings.Join(args, " "))
 }
 
 // serve answers until ctx is done, and then what is in flight.
@@ -63,24 +68,28 @@ func serve(ctx context.Context) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	calls := grpc.NewServer()
-	healthv1.RegisterHealthServer(calls, health.NewServer())
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", ":8080")
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	calls, app := grpc.NewServer(), &patient{Listener: listener, calls: health.NewServer()}
+	healthv1.RegisterHealthServer(calls, app.calls)
 	server := http.Server{
-		Addr:              ":8080",
 		ReadHeaderTimeout: timeout,
 		Protocols:         &protocols,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-				calls.ServeHTTP(w, r)
-				return
-			}
-			log.Println(r.Method, r.URL.Path)
-			fmt.Fprintln(w, "hello from", host)
-		}),
+		Handler:           app,
 	}
+	app.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+			calls.ServeHTTP(w, r)
+			return
+		}
+		log.Println(r.Method, r.URL.Path)
+		fmt.Fprintln(w, "hello from", host)
+	})
 	failed := make(chan error, 1)
-	go func() { failed <- server.ListenAndServe() }()
-	log.Println("serving on", server.Addr)
+	go func() { failed <- app.serve(ctx, &server) }()
+	log.Println("serving on", listener.Addr())
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serving: %w", err)

@@ -24,9 +24,13 @@ func New(seed uint64) Maker { return Maker{rand.New(rand.NewPCG(seed, 0))} } //n
 
 // Namespace gives a namespace of this name, with Services.
 func (m Maker) Namespace(name string) inject.Namespace {
-	ns := inject.Namespace{Name: name, Labels: map[string]string{}}
+	ns := inject.Namespace{Name: name, Labels: map[string]string{}, Annotations: map[string]string{}}
 	m.sometimes(0.9, func() { ns.Labels[v1alpha1.LabelInject] = v1alpha1.InjectEnabled })
 	m.sometimes(0.1, func() { ns.Labels[v1alpha1.LabelInject] = pick(m, v1alpha1.InjectDisabled, "yes") })
+	m.sometimes(0.4, func() {
+		ns.Labels["pod-security.kubernetes.io/enforce"] = pick(m, "privileged", "baseline", "restricted", "unknown")
+	})
+	m.sometimes(0.4, func() { ns.Annotations[v1alpha1.AnnotationInterception] = v1alpha1.InterceptionRedirect })
 	for range m.IntN(3) {
 		ns.Services = append(ns.Services, m.service())
 	}
@@ -37,7 +41,7 @@ func (m Maker) service() corev1.Service {
 	var s corev1.Service
 	m.sometimes(0.8, func() { s.Spec.Selector = map[string]string{"app": pick(m, "checkout", "cart")} })
 	for range 1 + m.IntN(2) {
-		p := corev1.ServicePort{TargetPort: pick(m, intstr.FromString(m.portName()), intstr.FromInt32(m.number()))}
+		p := corev1.ServicePort{Name: m.portName(), TargetPort: pick(m, intstr.FromString(m.portName()), intstr.FromInt32(m.number()))}
 		m.sometimes(0.5, func() { p.AppProtocol = new(pick(m, "http", "grpc", "kubernetes.io/h2c", "https", "mongo")) })
 		s.Spec.Ports = append(s.Spec.Ports, p)
 	}
@@ -73,7 +77,9 @@ func (m Maker) Pod() *corev1.Pod {
 		})
 		s.InitContainers = append(s.InitContainers, c)
 	}
-	m.sometimes(0.02, func() { s.InitContainers = append(s.InitContainers, m.container(inject.Container, false)) })
+	m.sometimes(0.02, func() {
+		s.InitContainers = append(s.InitContainers, m.container(pick(m, inject.Container, inject.RedirectContainer), false))
+	})
 	return p
 }
 
@@ -82,7 +88,8 @@ func (m Maker) annotate(p *corev1.Pod) {
 		key    string
 		choice []string
 	}{
-		{v1alpha1.AnnotationPorts, []string{"http", "web, grpc", "metrics", "", "nothing"}},
+		{v1alpha1.AnnotationPorts, []string{"http", "web, grpc", "metrics", "", "nothing", "8080", "http,8080", "9090, 9099", "0"}},
+		{v1alpha1.AnnotationInterception, []string{v1alpha1.InterceptionRedirect, v1alpha1.InterceptionPortTakeover, "redirect"}},
 		{v1alpha1.AnnotationBootstrapMode, []string{"Open", "Closed", "closed"}},
 		{v1alpha1.AnnotationDecisionTimeout, []string{"5ms", "1s", "0s", "$(POD_NAME)"}},
 		{v1alpha1.AnnotationTrustedProxies, []string{"10.0.0.0/8", "192.0.2.1,2001:db8::/32", "10.1.2.3/8", "--redis=redis://evil"}},
@@ -170,7 +177,9 @@ func (m Maker) probe() *corev1.Probe {
 	p := &corev1.Probe{PeriodSeconds: 1}
 	h := m.hook()
 	p.HTTPGet, p.TCPSocket, p.Exec = h.HTTPGet, h.TCPSocket, h.Exec
-	m.sometimes(0.1, func() { p.ProbeHandler = corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: m.number()}} })
+	m.sometimes(0.1, func() {
+		p.ProbeHandler = corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: m.number(), Service: pick(m, nil, new("shop.Cart"))}}
+	})
 	return p
 }
 
@@ -179,11 +188,22 @@ func (m Maker) hook() *corev1.LifecycleHandler {
 	if name := m.portName(); name != "" {
 		port = pick(m, port, intstr.FromString(name))
 	}
+	host := ""
+	m.sometimes(0.05, func() { host = "192.0.2.1" })
 	return pick(m,
-		&corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: port}},
-		&corev1.LifecycleHandler{TCPSocket: &corev1.TCPSocketAction{Port: port}},
+		&corev1.LifecycleHandler{HTTPGet: m.request(port, host)},
+		&corev1.LifecycleHandler{TCPSocket: &corev1.TCPSocketAction{Port: port, Host: host}},
 		&corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}},
 	)
+}
+
+func (m Maker) request(port intstr.IntOrString, host string) *corev1.HTTPGetAction {
+	g := &corev1.HTTPGetAction{Path: pick(m, "/", "/healthz?full=1", "/$(POD_NAME)/$$"), Port: port, Host: host}
+	m.sometimes(0.3, func() { g.Scheme = pick(m, corev1.URISchemeHTTP, corev1.URISchemeHTTPS) })
+	m.sometimes(0.3, func() {
+		g.HTTPHeaders = []corev1.HTTPHeader{{Name: "Host", Value: "shop.example"}, {Name: "X-Probe", Value: pick(m, "$(POD_UID)", `"<&>\u2028"`)}}
+	})
+	return g
 }
 
 func (m Maker) sometimes(chance float64, do func()) {

@@ -80,7 +80,7 @@ func patch(before, after *corev1.Pod) admission.Response {
 func news(pod *corev1.Pod, ns inject.Namespace, skip *inject.Skip) []string {
 	switch {
 	case skip == nil:
-		return inject.Bypassed(pod, ns.Services)
+		return inject.Bypassed(pod, ns)
 	case skip.Told():
 		return []string{"no sidecar of Weir: " + skip.Error()}
 	}
@@ -122,7 +122,7 @@ func (w *PodWebhook) namespace(ctx context.Context, name string) (inject.Namespa
 	if err := w.cached.List(ctx, &services, client.InNamespace(name)); err != nil {
 		return inject.Namespace{}, fmt.Errorf("listing the Services of namespace %s: %w", name, err)
 	}
-	return inject.Namespace{Name: name, Labels: meta.Labels, Services: services.Items}, nil
+	return inject.Namespace{Name: name, Labels: meta.Labels, Annotations: meta.Annotations, Services: services.Items}, nil
 }
 
 func namespaceFrom(ctx context.Context, c client.Reader, name string) (*metav1.PartialObjectMetadata, error) {

@@ -26,6 +26,8 @@ func TestPods(t *testing.T) {
 		"why a pod has none is on the pod, and told to its owner": toldToOwner,
 		"a dry run tells nobody but who asked":                    dryRun,
 		"a Service that goes past the sidecar is told":            bypassed,
+		"redirecting is the namespace's to choose":                redirected,
+		"one that forbids what it takes is told":                  notRedirected,
 		"what was accepted is accepted with the sidecar":          acceptedAsBefore,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, w) })
@@ -158,6 +160,38 @@ func bypassed(t *testing.T, w *world) {
 	}, w.outcomeOf(t, p))
 }
 
+func redirected(t *testing.T, w *world) {
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		GenerateName: "webhook-",
+		Labels:       map[string]string{v1alpha1.LabelInject: v1alpha1.InjectEnabled},
+		Annotations:  map[string]string{v1alpha1.AnnotationInterception: v1alpha1.InterceptionRedirect},
+	}}
+	w.create(t, ns)
+	w.create(t, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: "checkout"},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: corev1.ClusterIPNone, Selector: map[string]string{"app": "checkout"},
+			Ports: []corev1.ServicePort{{Name: "http", Port: 8080}},
+		},
+	})
+	w.cached(t, ns.Name, "checkout")
+	p := newPod(ns.Name)
+	p.Spec.Containers[0].Ports[0].Name = ""
+	wantOutcome(t, outcome{Sidecar: true}, w.outcomeOf(t, p))
+	if diff := cmp.Diff([]string{"redirect", "8080:15101"}, p.Spec.InitContainers[0].Args); diff != "" {
+		t.Errorf("what is redirected (-want +got):\n%s", diff)
+	}
+}
+
+func notRedirected(t *testing.T, w *world) {
+	ns := w.namespaced(t, v1alpha1.LabelInject, v1alpha1.InjectEnabled, "pod-security.kubernetes.io/enforce", "baseline")
+	p := newPod(ns)
+	p.Annotations = map[string]string{v1alpha1.AnnotationInterception: v1alpha1.InterceptionRedirect}
+	why := "PodSecurity: namespace " + ns + " has label pod-security.kubernetes.io/enforce: baseline, which forbids the" +
+		" capability NET_ADMIN that redirecting takes: do with PortTakeover, or with another namespace"
+	wantOutcome(t, outcome{Why: why, Warnings: []string{"no sidecar of Weir: " + why}}, w.outcomeOf(t, p))
+}
+
 // madeUp is how many pods are made up: each is two calls.
 const madeUp = 500
 
@@ -165,8 +199,11 @@ func acceptedAsBefore(t *testing.T, w *world) {
 	plain, labeled := w.namespaced(t), w.namespaced(t, v1alpha1.LabelInject, v1alpha1.InjectEnabled)
 	m := injecttest.New(2)
 	accepted, sidecars := 0, 0
-	for range madeUp {
+	for i := range madeUp {
 		p := m.Pod()
+		if i%2 == 0 {
+			metav1.SetMetaDataAnnotation(&p.ObjectMeta, v1alpha1.AnnotationInterception, v1alpha1.InterceptionRedirect)
+		}
 		delete(p.Labels, v1alpha1.LabelInject)
 		before, after := p.DeepCopy(), p
 		before.Namespace, after.Namespace = plain, labeled
