@@ -176,7 +176,7 @@ func addControllers(mgr ctrl.Manager, redis stores, instance string, admission *
 		return err
 	}
 	board, reports, recorder := controller.NewBoard(), usage.NewReader(redis.counters, instance), mgr.GetEventRecorder("weir-manager")
-	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(redis.configs, instance, mgr.GetLogger().WithName("configstore")), board)
+	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(redis.configs, instance, mgr.GetLogger().WithName("configstore")), board, recorder)
 	if err := snapshots.SetupWithManager(mgr); err != nil {
 		return err
 	}
@@ -193,7 +193,8 @@ func addControllers(mgr ctrl.Manager, redis stores, instance string, admission *
 	if err := status.SetupWithManager(mgr); err != nil {
 		return err
 	}
-	if err := metrics.Registry.Register(controller.NewPolicyMetrics(mgr.GetClient(), mgr.Elected())); err != nil {
+	policies := controller.NewPolicyMetrics(mgr.GetClient(), mgr.Elected())
+	if err := errors.Join(metrics.Registry.Register(policies), metrics.Registry.Register(snapshots.Metrics())); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	return nil

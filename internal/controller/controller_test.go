@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -62,8 +63,10 @@ type world struct {
 	namespace string
 	redis     *redis.Client
 	publisher configstore.Publisher
+	snapshots *controller.SnapshotReconciler
 	detector  *controller.Detector
-	// ended gives what the manager ended with.
+	// stop ends the manager, which gives to ended what it ended with.
+	stop  func()
 	ended chan error
 }
 
@@ -106,15 +109,17 @@ func (w *world) start(scheme *runtime.Scheme) {
 		w.t.Fatal(err)
 	}
 	board := controller.NewBoard()
-	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(w.redis, instance, logr.Discard()), board)
-	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, mgr.GetEventRecorder("weir-manager"))
+	recorder := mgr.GetEventRecorder("weir-manager")
+	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(w.redis, instance, logr.Discard()), board, recorder)
+	w.snapshots = snapshots
+	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, recorder)
 	pods, err := podcache.New(mgr)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	reports := usage.NewReader(w.redis, instance)
 	observer := controller.NewObserver(mgr.GetClient(), pods, reports, board)
-	w.detector = controller.NewDetector(mgr.GetClient(), pods, reports, board, mgr.GetEventRecorder("weir-manager"), "weir-system")
+	w.detector = controller.NewDetector(mgr.GetClient(), pods, reports, board, recorder, "weir-system")
 	if err := errors.Join(snapshots.SetupWithManager(mgr), status.SetupWithManager(mgr), mgr.Add(observer), mgr.Add(w.detector)); err != nil {
 		w.t.Fatal(err)
 	}
@@ -125,10 +130,11 @@ func (w *world) start(scheme *runtime.Scheme) {
 		defer close(done)
 		w.ended <- mgr.Start(ctx)
 	}()
-	w.t.Cleanup(func() {
+	w.stop = func() {
 		cancel()
 		<-done
-	})
+	}
+	w.t.Cleanup(w.stop)
 }
 
 func (w *world) create(o client.Object) {
@@ -598,5 +604,89 @@ func (w *world) lead(target intstr.IntOrString) {
 	service.Spec.Ports[0].TargetPort = target
 	if err := w.Update(w.t.Context(), service); err != nil {
 		w.t.Fatal(err)
+	}
+}
+
+// mark changes the world's namespace.
+func (w *world) mark(change func(*corev1.Namespace)) {
+	w.t.Helper()
+	ns := &corev1.Namespace{}
+	if err := w.Get(w.t.Context(), client.ObjectKey{Name: w.namespace}, ns); err != nil {
+		w.t.Fatal(err)
+	}
+	before := ns.DeepCopy()
+	change(ns)
+	if err := w.Patch(w.t.Context(), ns, client.MergeFrom(before)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func TestSidecarsOfANamespaceWithoutPoliciesFindThatThereAreNone(t *testing.T) {
+	w := newWorld(t)
+	w.mark(func(ns *corev1.Namespace) {
+		metav1.SetMetaDataLabel(&ns.ObjectMeta, v1alpha1.LabelInject, v1alpha1.InjectEnabled)
+	})
+	w.eventually("that there are no policies is published", func() bool { return w.stored().Revision.Number == 1 })
+	first := w.stored()
+	if first.Policies == nil || len(first.Policies) > 0 {
+		t.Errorf("published policies are %v, want an empty list", first.Policies)
+	}
+	if err := w.redis.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("it is restored", func() bool { return w.stored().Revision == first.Revision })
+
+	w.mark(func(ns *corev1.Namespace) { delete(ns.Labels, v1alpha1.LabelInject) })
+	w.await(w.createPolicy(10), "a policy comes after it, although the namespace has left", isReady)
+	if got := w.stored().Revision; got.Compare(first.Revision) <= 0 {
+		t.Errorf("the next revision is %v, which does not come after %v", got, first.Revision)
+	}
+}
+
+func TestMostPoliciesDoNotVanishAtOnceUnlessThatIsConfirmed(t *testing.T) {
+	const policies = 12
+	w := newWorld(t)
+	for i := range policies {
+		w.create(&v1alpha1.RateLimitPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: fmt.Sprintf("p%d", i)},
+			Spec: v1alpha1.RateLimitPolicySpec{
+				Selector: &metav1.LabelSelector{}, Limits: []v1alpha1.Limit{{Name: "all", Strategy: bucket(10)}},
+			},
+		})
+	}
+	w.eventually("all are published", func() bool { return len(w.stored().Policies) == policies })
+	before := w.stored()
+	// To the next leader they are gone in one step, however long it takes.
+	w.stop()
+	if err := w.DeleteAllOf(t.Context(), &v1alpha1.RateLimitPolicy{}, client.InNamespace(w.namespace)); err != nil {
+		t.Fatal(err)
+	}
+	w.start(w.Scheme())
+	withheld := `
+# HELP weir_withheld_removals Number of policies that are gone, but stay enforced until their removal is confirmed.
+# TYPE weir_withheld_removals gauge
+weir_withheld_removals{namespace="` + w.namespace + `"} 12
+`
+	w.eventually("the removal is withheld", func() bool {
+		return testutil.CollectAndCompare(w.snapshots.Metrics(), strings.NewReader(withheld)) == nil
+	})
+	if diff := cmp.Diff(before, w.stored()); diff != "" {
+		t.Errorf("what is published (-before +after):\n%s", diff)
+	}
+	w.eventually("an event of the namespace says so", func() bool {
+		var list eventsv1.EventList
+		if err := w.List(t.Context(), &list, client.InNamespace("default")); err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(list.Items, func(e eventsv1.Event) bool {
+			return e.Regarding.Name == w.namespace && e.Reason == "RemovalWithheld"
+		})
+	})
+	w.mark(func(ns *corev1.Namespace) {
+		metav1.SetMetaDataAnnotation(&ns.ObjectMeta, v1alpha1.AnnotationConfirmRemoval, "true")
+	})
+	w.eventually("a confirmed removal is published", func() bool { s := w.stored(); return s.Policies != nil && len(s.Policies) == 0 })
+	if n := testutil.CollectAndCount(w.snapshots.Metrics()); n > 0 {
+		t.Errorf("%d namespaces are still said to have withheld removals", n)
 	}
 }
