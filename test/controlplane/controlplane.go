@@ -34,13 +34,13 @@ type ControlPlane struct {
 
 // Options are what a control plane may have.
 type Options struct {
-	// AuditLog is the file that tells of every request when it has been answered, an event of audit.k8s.io/v1 a
-	// line, without objects. Empty is none.
+	// AuditLog is the file that tells of every request when it has been answered, and of a watch when it begins too:
+	// an event of audit.k8s.io/v1 a line, without objects. Empty is none.
 	AuditLog string
 }
 
-// auditPolicy has each request told once. What comes before its answer isn't known to be allowed.
-const auditPolicy = `{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived", "ResponseStarted"], "rules": [{"level": "Metadata"}]}`
+// auditPolicy has no request told before it is known to be allowed.
+const auditPolicy = `{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}`
 
 // Start starts a control plane, in about 4 seconds. Its binaries are those of KUBEBUILDER_ASSETS or else
 // those of hack/control-plane.sh, which first builds them where that hasn't been done. The caller must

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -53,7 +54,7 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
-	options = playground.Options{Binaries: dir, Dir: dir, Sidecars: sidecars}
+	options = playground.Options{Binaries: dir, Dir: dir, Sidecars: sidecars, AuditLog: filepath.Join(dir, "audit.log")}
 	weir, err = playground.Start(ctx, options)
 	code := 1
 	if err == nil {
