@@ -41,7 +41,7 @@ func TestPodsThatStartWithoutAWebhookAreTold(t *testing.T) {
 		eventually(t, reported, "the metric tells", func() bool {
 			return strings.Contains(metricsOf(t, weir.Manager, token), fmt.Sprintf("weir_pods_without_sidecar{namespace=%q,reason=\"NotInjected\"} 1\n", namespace))
 		})
-		eventually(t, reported-time.Since(began), "an event of the pod tells", func() bool {
+		eventually(t, reported, "an event of the pod tells", func() bool {
 			out, err := weir.Kubectl(t.Context(), "get", "events.events.k8s.io", "--namespace", namespace, "--output", "jsonpath={.items[*].regarding.name} {.items[*].reason}")
 			return err == nil && out == "ignored NotInjected"
 		})
