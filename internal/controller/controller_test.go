@@ -542,7 +542,6 @@ func enforcedIs(reason string, current, expected int32) func(*v1alpha1.RateLimit
 }
 
 func TestEnforcersAreThePodsThatRunWithTheSidecar(t *testing.T) {
-	t.Parallel() // It waits for much, and does little.
 	w := newWorld(t)
 	w.lead(intstr.FromString("http"))
 	injected := map[string]string{v1alpha1.LabelInjected: "true"}
@@ -564,7 +563,6 @@ func TestEnforcersAreThePodsThatRunWithTheSidecar(t *testing.T) {
 }
 
 func TestAPodThatLacksItsSidecarIsTold(t *testing.T) {
-	t.Parallel() // It waits for much, and does little.
 	w := newWorld(t)
 	p := w.createPolicy(10)
 	w.await(p, "the policy is ready", isReady)
