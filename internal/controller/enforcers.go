@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/weir-dev/weir/api/v1alpha1"
 	"github.com/weir-dev/weir/internal/inject"
 	"github.com/weir-dev/weir/internal/usage"
 )
@@ -61,7 +62,8 @@ func (r *roll) call(pods []metav1.PartialObjectMetadata, reports []usage.Observe
 			report.Pod, report.UID, report.Age = pod.Name, string(pod.UID), now.Sub(first)
 		}
 		enforcers = append(enforcers, enforcer{
-			Observed: report, running: true, labels: pod.Labels, leaks: inject.Leaks(pod.Labels, services, report.Ports),
+			Observed: report, running: true, labels: pod.Labels,
+			leaks: inject.Leaks(pod.Labels, services, report.Ports, pod.Annotations[v1alpha1.AnnotationInterception] == v1alpha1.InterceptionRedirect),
 		})
 	}
 	for _, report := range latest {

@@ -25,9 +25,9 @@ type Leak struct {
 }
 
 // Leaks gives the leaks of those Services that select a pod with these labels. Its sidecar stands before the ports
-// taken, which are the application's numbers by name; where none are known there are no leaks either. A port that
-// doesn't speak HTTP, as its Service says, is none.
-func Leaks(labels map[string]string, services []corev1.Service, taken map[string]int32) []Leak {
+// taken, which are the application's numbers by name; where none are known there are no leaks either. Where they are
+// redirected, those numbers lead to the sidecar too. A port that doesn't speak HTTP, as its Service says, is no leak.
+func Leaks(labels map[string]string, services []corev1.Service, taken map[string]int32, redirected bool) []Leak {
 	if len(taken) == 0 {
 		return nil
 	}
@@ -38,7 +38,7 @@ func Leaks(labels map[string]string, services []corev1.Service, taken map[string
 			continue
 		}
 		for _, p := range s.Spec.Ports {
-			if leak, ok := leakOf(p, taken); ok {
+			if leak, ok := leakOf(p, taken, redirected); ok {
 				leak.Service, leak.Port = s.Name, p.Name
 				leaks = append(leaks, leak)
 			}
@@ -47,12 +47,15 @@ func Leaks(labels map[string]string, services []corev1.Service, taken map[string
 	return leaks
 }
 
-func leakOf(p corev1.ServicePort, taken map[string]int32) (leak Leak, ok bool) {
+func leakOf(p corev1.ServicePort, taken map[string]int32, redirected bool) (leak Leak, ok bool) {
 	if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
 		return Leak{}, false
 	}
 	if p.TargetPort.Type == intstr.Int {
 		for _, name := range slices.Sorted(maps.Keys(taken)) {
+			if targetNumber(p) == taken[name] && redirected {
+				return Leak{}, false
+			}
 			if targetNumber(p) == taken[name] {
 				return Leak{Limited: true, Message: fmt.Sprintf("leads to port %d by number, past the sidecar: set targetPort: %s", taken[name], name)}, true
 			}

@@ -29,10 +29,13 @@ func TestLeaks(t *testing.T) {
 		selector map[string]string
 		port     corev1.ServicePort
 		taken    map[string]int32
+		redirect bool
 		want     []inject.Leak
 	}{
 		"a name leads to the sidecar":                        {port: corev1.ServicePort{Port: 80, TargetPort: intstr.FromString("http")}},
 		"a number leads past it":                             {port: corev1.ServicePort{Port: 80, TargetPort: intstr.FromInt32(8080)}, want: past},
+		"unless numbers are redirected":                      {redirect: true, port: corev1.ServicePort{Port: 80, TargetPort: intstr.FromInt32(8080)}},
+		"a number that isn't redirected leads past it":       {redirect: true, port: corev1.ServicePort{Port: 80, TargetPort: intstr.FromInt32(7070)}, want: beside("7070")},
 		"no targetPort is the port's own number":             {port: corev1.ServicePort{Port: 8080}, want: past},
 		"the number of a listener leads to it":               {port: corev1.ServicePort{Port: 80, TargetPort: intstr.FromInt32(15102)}},
 		"the number after the last listener's does not":      {port: corev1.ServicePort{Port: 80, TargetPort: intstr.FromInt32(15103)}, want: beside("15103")},
@@ -56,7 +59,7 @@ func TestLeaks(t *testing.T) {
 				ObjectMeta: metav1.ObjectMeta{Name: "checkout"},
 				Spec:       corev1.ServiceSpec{Selector: test.selector, Ports: []corev1.ServicePort{test.port}},
 			}
-			if diff := cmp.Diff(test.want, inject.Leaks(checkout, []corev1.Service{service}, test.taken)); diff != "" {
+			if diff := cmp.Diff(test.want, inject.Leaks(checkout, []corev1.Service{service}, test.taken, test.redirect)); diff != "" {
 				t.Errorf("leaks (-want +got):\n%s", diff)
 			}
 		})

@@ -100,7 +100,7 @@ func keepNamesAndLabels(o any) (any, error) {
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
 		Labels: pod.Labels, DeletionTimestamp: pod.DeletionTimestamp,
 	}
-	for _, key := range []string{v1alpha1.AnnotationNotInjected, MirrorAnnotation} {
+	for _, key := range []string{v1alpha1.AnnotationNotInjected, v1alpha1.AnnotationInterception, MirrorAnnotation} {
 		if value, ok := pod.Annotations[key]; ok {
 			if kept.Annotations == nil {
 				kept.Annotations = map[string]string{}
