@@ -49,6 +49,7 @@ func TestTheManagerHasTheRightsThatItUses(t *testing.T) {
 	edit(t, name, strings.Replace(several, "100000", "100001", 1))
 	awaitReady(t, name)
 	askWebhooks(t)
+	optInAndOut(t)
 	eventually(t, patience, "the manager answers who may see its metrics", func() bool { return metricsOf(t, weir.Manager, metricsReader(t)) != "" })
 
 	granted := grantedRights(t)
@@ -93,6 +94,20 @@ func requestsOf(used map[right]int) int {
 		n += requests
 	}
 	return n
+}
+
+// optInAndOut has a namespace get its credentials, and lose them again.
+func optInAndOut(t *testing.T) {
+	t.Helper()
+	const namespace = "come-and-gone"
+	secret := func() string {
+		return kubectl(t, "get", "secret", "--namespace", namespace, "weir-redis", "--ignore-not-found", "--output", "name")
+	}
+	kubectl(t, "create", "namespace", namespace)
+	kubectl(t, "label", "namespace", namespace, "ratelimit.weir.dev/inject=enabled")
+	eventually(t, patience, "it has credentials", func() bool { return secret() != "" })
+	kubectl(t, "label", "namespace", namespace, "ratelimit.weir.dev/inject-")
+	eventually(t, patience, "they are gone", func() bool { return secret() == "" })
 }
 
 // askWebhooks asks the manager what the API server would: about a policy for each kind of target, and about a pod.

@@ -21,7 +21,7 @@ func TestManagersAndSidecarsOfTwoVersionsWorkTogether(t *testing.T) {
 	apply(t, "skew", several)
 	awaitReady(t, "skew")
 	old, ours := options, options
-	old.Binaries = buildEarlier(t)
+	old.Binaries, old.ManagerFlags = buildEarlier(t), nil
 	app := newApplication(t, 0)
 	var both []*playground.Sidecar
 	for name, o := range map[string]playground.Options{"sidecar-earlier": old, "sidecar-ours": ours} {

@@ -46,12 +46,13 @@ func (p *Playground) NewManager(ctx context.Context, o Options, name, kubeconfig
 	if err != nil {
 		return nil, fmt.Errorf("reading the port of the webhooks: %w", err)
 	}
-	process := newProcess(o.Dir, name, filepath.Join(o.Binaries, "weir-manager"), []string{
+	flags := []string{
 		"--kubeconfig", own, "--redis", p.Redis.URL(), "--instance", instance,
 		"--leader-elect", "--leader-election-namespace", "weir-system",
 		"--namespace", "weir-system", "--webhook-port", webhookPort, "--config-dir", settings,
 		"--metrics-bind-address", metrics, "--health-probe-bind-address", health,
-	}, nil)
+	}
+	process := newProcess(o.Dir, name, filepath.Join(o.Binaries, "weir-manager"), append(flags, o.ManagerFlags...), nil)
 	return &Manager{Process: process, Health: "http://" + health, Metrics: "https://" + metrics, Webhooks: "https://" + webhooks}, nil
 }
 

@@ -44,6 +44,8 @@ type Options struct {
 	Dir string
 	// Sidecars is how many enforcers to run. Each is in front of the same application.
 	Sidecars int
+	// ManagerFlags are given to each manager, beside those that it needs.
+	ManagerFlags []string
 	// AuditLog is the file that tells of every request to the API server. Empty is none.
 	AuditLog string
 	// Progress is told what is being started. Nil is nobody.
