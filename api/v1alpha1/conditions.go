@@ -11,9 +11,10 @@ const (
 	ConditionAccepted = "Accepted"
 	// ConditionProgrammed says whether the config store holds this generation's limits.
 	ConditionProgrammed = "Programmed"
-	// ConditionEnforced says whether every enforcer that the targets are known to have reports this
-	// generation's limits. One that falls silent is known for a minute; one that stops in good order, not at
-	// all. It is Unknown, and does not hold back Ready, while there is no enforcer.
+	// ConditionEnforced says whether every enforcer of the targets reports this generation's limits, and their
+	// requests come through it. The enforcers are the pods with the sidecar that run, and whoever else reports;
+	// of the latter, one that falls silent is known for a minute, and one that stops in good order not at all.
+	// It is Unknown, and does not hold back Ready, while there is no enforcer.
 	ConditionEnforced = "Enforced"
 	// ConditionStoreReady says whether the manager can read and write the config store, and whether
 	// every enforcer can reach its counters. While an enforcer can't, onStoreFailure decides there.
@@ -55,7 +56,10 @@ const (
 	ReasonEnforced = "Enforced"
 	// ReasonNotReporting goes with Enforced=False: an enforcer has been silent for over 10 s.
 	ReasonNotReporting = "NotReporting"
-	// ReasonNoEnforcers goes with Enforced=Unknown: no enforcer has reported for the targets.
+	// ReasonNotIntercepted goes with Enforced=False: requests reach a pod of the targets without its sidecar, or the
+	// pod was to have one and has none.
+	ReasonNotIntercepted = "NotIntercepted"
+	// ReasonNoEnforcers goes with Enforced=Unknown: no pod of the targets runs with the sidecar, and none reports.
 	ReasonNoEnforcers = "NoEnforcers"
 	// ReasonDisabled goes with Enforced=Unknown: spec.enforcement is Disabled.
 	ReasonDisabled = "Disabled"
@@ -63,7 +67,7 @@ const (
 	// ReasonReachable goes with StoreReady=True.
 	ReasonReachable = "Reachable"
 	// ReasonUnreachable goes with StoreReady=False, and with Enforced=Unknown while the manager can't
-	// read what the enforcers report.
+	// read which enforcers there are, or what they report.
 	ReasonUnreachable = "Unreachable"
 	// ReasonDegraded goes with StoreReady=False: an enforcer could not reach its counters lately, and
 	// onStoreFailure decided in their stead.

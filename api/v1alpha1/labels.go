@@ -56,3 +56,7 @@ const (
 	// AnnotationNotInjected says why a pod that was to have the sidecar has none, as in "HostNetwork: ...".
 	AnnotationNotInjected = "ratelimit.weir.dev/not-injected"
 )
+
+// AnnotationConfirmRemoval is "true" on a namespace whose policies may go at any time and in any number. Without it
+// their limits stay enforced when more than 10 policies, and more than half of all, are gone at once.
+const AnnotationConfirmRemoval = "ratelimit.weir.dev/confirm-removal"

@@ -42,7 +42,9 @@ const (
 // admission is the part of the manager that the API server asks. A nil one answers nothing.
 type admission struct {
 	port int
-	cert certificate
+	// namespace is the manager's own.
+	namespace string
+	cert      certificate
 	// sidecars are the settings of those that pods get. Nil is none.
 	sidecars *inject.Settings
 	log      logr.Logger
@@ -63,7 +65,7 @@ func (o options) newAdmission(kube *rest.Config, log logr.Logger) (*admission, e
 	if err != nil {
 		return nil, err
 	}
-	a := &admission{port: o.webhookPort, log: log}
+	a := &admission{port: o.webhookPort, namespace: namespace, log: log}
 	if o.configDir != "" {
 		if a.sidecars, err = readSettings(filepath.Join(o.configDir, "sidecar.yaml")); err != nil {
 			return nil, fmt.Errorf("--config-dir: %w", err)
@@ -151,6 +153,9 @@ func (s unattached) Register(path string, hook http.Handler) {
 	}))
 }
 
+// injects says whether pods get sidecars.
+func (a *admission) injects() bool { return a != nil && a.sidecars != nil }
+
 // addTo has every replica of the manager answer, whoever leads.
 func (a *admission) addTo(mgr ctrl.Manager, redis stores, instance string) error {
 	if a == nil {
@@ -160,7 +165,7 @@ func (a *admission) addTo(mgr ctrl.Manager, redis stores, instance string) error
 	if err := v1alpha1.NewRateLimitPolicyWebhook(mgr.GetAPIReader(), store).SetupWithManager(mgr); err != nil {
 		return err
 	}
-	if a.sidecars != nil {
+	if a.injects() {
 		settings := *a.sidecars
 		settings.Instance = instance
 		v1alpha1.SetupPodWebhook(mgr, settings, mgr.GetEventRecorder("weir-manager"))

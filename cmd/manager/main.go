@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 	// The image has no time zones of its own.
 	_ "time/tzdata"
 
@@ -37,6 +38,7 @@ import (
 	"github.com/weir-dev/weir/api/v1alpha1"
 	redisconfig "github.com/weir-dev/weir/internal/configstore/redis"
 	"github.com/weir-dev/weir/internal/controller"
+	"github.com/weir-dev/weir/internal/podcache"
 	"github.com/weir-dev/weir/internal/redisclient"
 	"github.com/weir-dev/weir/internal/redisusers"
 	"github.com/weir-dev/weir/internal/usage"
@@ -105,7 +107,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := addCredentials(mgr, users, o.credentialsForSidecars(users)); err != nil {
 		return err
 	}
-	if err := addControllers(mgr, redis, instance); err != nil {
+	if err := addControllers(mgr, redis, instance, admission); err != nil {
 		return err
 	}
 	if err := errors.Join(admission.addTo(mgr, redis, instance), admission.addMetrics(metrics.Registry)); err != nil {
@@ -118,6 +120,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	logger.Info("stopped")
 	return nil
 }
+
+// leaseRetry is how often a replica looks at the leader's lease, and the leader renews it. Those who wait add up to
+// 1.2 times as much at random.
+const leaseRetry = 500 * time.Millisecond
 
 // newManager gives a manager whose caches hold no more than the controllers look at.
 func newManager(kube *rest.Config, o options, server webhook.Server, logger logr.Logger) (ctrl.Manager, error) {
@@ -156,6 +162,8 @@ func newManager(kube *rest.Config, o options, server webhook.Server, logger logr
 		LeaderElectionID:        "weir-manager.ratelimit.weir.dev",
 		// Safe, because the process ends as soon as the manager does.
 		LeaderElectionReleaseOnCancel: true,
+		// A lease that is released is taken within 1.1 s.
+		RetryPeriod: new(leaseRetry),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("making the manager: %w", err)
@@ -168,21 +176,32 @@ func newManager(kube *rest.Config, o options, server webhook.Server, logger logr
 	return mgr, nil
 }
 
-// addControllers wires policies to the config store, and reports to status.
-func addControllers(mgr ctrl.Manager, redis stores, instance string) error {
-	board := controller.NewBoard()
-	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(redis.configs, instance, mgr.GetLogger().WithName("configstore")), board)
+// addControllers wires policies to the config store, and pods and reports to status.
+func addControllers(mgr ctrl.Manager, redis stores, instance string, admission *admission) error {
+	pods, err := podcache.New(mgr)
+	if err != nil {
+		return err
+	}
+	board, reports, recorder := controller.NewBoard(), usage.NewReader(redis.counters, instance), mgr.GetEventRecorder("weir-manager")
+	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(redis.configs, instance, mgr.GetLogger().WithName("configstore")), board, recorder)
 	if err := snapshots.SetupWithManager(mgr); err != nil {
 		return err
 	}
-	if err := mgr.Add(controller.NewObserver(mgr.GetClient(), usage.NewReader(redis.counters, instance), board)); err != nil {
+	if err := mgr.Add(controller.NewObserver(mgr.GetClient(), pods, reports, board)); err != nil {
 		return fmt.Errorf("adding the observer: %w", err)
 	}
-	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, mgr.GetEventRecorder("weir-manager"))
+	if admission.injects() {
+		detector := controller.NewDetector(mgr.GetClient(), pods, reports, board, recorder, admission.namespace)
+		if err := errors.Join(mgr.Add(detector), metrics.Registry.Register(detector)); err != nil {
+			return fmt.Errorf("adding the detector of pods without a sidecar: %w", err)
+		}
+	}
+	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, recorder)
 	if err := status.SetupWithManager(mgr); err != nil {
 		return err
 	}
-	if err := metrics.Registry.Register(controller.NewPolicyMetrics(mgr.GetClient(), mgr.Elected())); err != nil {
+	policies := controller.NewPolicyMetrics(mgr.GetClient(), mgr.Elected())
+	if err := errors.Join(metrics.Registry.Register(policies), metrics.Registry.Register(snapshots.Metrics())); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -148,10 +149,12 @@ func (s *sidecar) joinCluster() error {
 	if o.stateDir != "" {
 		s.watcher = configstore.Persist(s.watcher, filepath.Join(o.stateDir, "snapshot.json"), log)
 	}
+	ports := portsOf(o.routes)
 	report := func(now time.Time) usage.Report {
 		return usage.Report{
 			Enforcer: enforcer,
 			Revision: s.state.now().Revision,
+			Ports:    ports,
 			Degraded: s.recorder.Degraded(now),
 			Limits:   s.recorder.Recent(now),
 		}
@@ -178,6 +181,21 @@ func (s *sidecar) close() {
 	for _, c := range s.clients {
 		_ = c.Close() // Nothing is left to be said to it.
 	}
+}
+
+// defaultPorts are those of URLs that name none.
+var defaultPorts = map[string]string{"http": "80", "https": "443"}
+
+// portsOf gives the ports that the routes lead to, by the names of their listeners.
+func portsOf(routes []route) map[string]int32 {
+	ports := make(map[string]int32, len(routes))
+	for _, r := range routes {
+		number, err := strconv.ParseUint(cmp.Or(r.upstream.Port(), defaultPorts[r.upstream.Scheme]), 10, 16)
+		if err == nil { // Else it is none that anything could reach.
+			ports[r.name] = int32(number)
+		}
+	}
+	return ports
 }
 
 // self is this run of the sidecar, as reports name it.

@@ -40,7 +40,9 @@ const patience = 20 * time.Second
 type running struct {
 	// url and admin are where it listens.
 	url, admin string
-	client     *http.Client
+	// application is the number of the application's port.
+	application int32
+	client      *http.Client
 	// stop is what SIGTERM does.
 	stop  context.CancelFunc
 	ended chan error
@@ -57,7 +59,8 @@ func launch(t *testing.T, app http.Handler, args ...string) *running {
 
 	ctx, stop := context.WithCancel(t.Context())
 	log := &journal{out: t.Output(), addresses: make(chan address, 2)}
-	r := &running{client: &http.Client{Transport: transport}, stop: stop, ended: make(chan error, 1), log: log}
+	application := upstream.Listener.Addr().(*net.TCPAddr).Port
+	r := &running{application: int32(application), client: &http.Client{Transport: transport}, stop: stop, ended: make(chan error, 1), log: log}
 	args = append([]string{"--listen", "127.0.0.1:0", "--upstream", upstream.URL, "--admin-listen", "127.0.0.1:0", "--drain-delay", "0s"}, args...)
 	go func() { r.ended <- run(ctx, args, t.Output(), log) }()
 	for range 2 {
@@ -351,6 +354,7 @@ func TestInACluster(t *testing.T) {
 		want := usage.Report{
 			Enforcer: usage.Enforcer{Pod: "checkout-0", UID: "uid-0", Labels: map[string]string{"app": "checkout"}},
 			Revision: configstore.Revision{Epoch: epoch, Number: 7},
+			Ports:    map[string]int32{"": s.application},
 			Limits:   []usage.Limit{{Namespace: "shop", Policy: "checkout-api", Limit: "total", Counts: usage.Counts{Allowed: 5, Denied: 2}}},
 		}
 		var diff string

@@ -32,6 +32,8 @@ type notice struct {
 type view struct {
 	notice
 	observed
+	// bare are the pods of its namespace that lack a sidecar.
+	bare []bare
 	// storeErr is why the manager can't reach the config store.
 	storeErr error
 	// reportsErr is why the manager can't read what enforcers report. What was observed is old then.
@@ -48,6 +50,7 @@ type Board struct {
 	mu         sync.Mutex
 	notices    map[string]map[string]notice // by namespace and name of the policy
 	seen       map[string]observed          // by namespace
+	bare       map[string][]bare            // by namespace
 	storeErr   error
 	reportsErr error
 }
@@ -64,7 +67,7 @@ func (b *Board) view(p *v1alpha1.RateLimitPolicy) (view, bool) {
 	defer b.mu.Unlock()
 	n, judged := b.notices[p.Namespace][p.Name]
 	seen, read := b.seen[p.Namespace]
-	v := view{notice: n, observed: seen, storeErr: b.storeErr, reportsErr: b.reportsErr}
+	v := view{notice: n, observed: seen, bare: b.bare[p.Namespace], storeErr: b.storeErr, reportsErr: b.reportsErr}
 	return v, judged && n.uid == p.UID && n.generation == p.Generation && (read || b.reportsErr != nil)
 }
 
@@ -95,6 +98,15 @@ func (b *Board) observe(seen map[string]observed) {
 		was, known := old[namespace]
 		return !known || was.digest != seen[namespace].digest
 	})
+}
+
+// lack replaces the pods that lack a sidecar, by namespace.
+func (b *Board) lack(bare map[string][]bare) {
+	b.mu.Lock()
+	old := b.bare
+	b.bare = bare
+	b.mu.Unlock()
+	b.wake(func(namespace string) bool { return digest(old[namespace]) != digest(bare[namespace]) })
 }
 
 // storeAway says why the config store can't be reached, or nil when it can.

@@ -6,22 +6,29 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/redis/go-redis/v9"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -32,6 +39,7 @@ import (
 	"github.com/weir-dev/weir/internal/configstore"
 	redisconfig "github.com/weir-dev/weir/internal/configstore/redis"
 	"github.com/weir-dev/weir/internal/controller"
+	"github.com/weir-dev/weir/internal/podcache"
 	"github.com/weir-dev/weir/internal/redistest"
 	"github.com/weir-dev/weir/internal/usage"
 	"github.com/weir-dev/weir/test/controlplane"
@@ -56,7 +64,10 @@ type world struct {
 	namespace string
 	redis     *redis.Client
 	publisher configstore.Publisher
-	// ended gives what the manager ended with.
+	snapshots *controller.SnapshotReconciler
+	detector  *controller.Detector
+	// stop ends the manager, which gives to ended what it ended with.
+	stop  func()
 	ended chan error
 }
 
@@ -99,10 +110,18 @@ func (w *world) start(scheme *runtime.Scheme) {
 		w.t.Fatal(err)
 	}
 	board := controller.NewBoard()
-	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(w.redis, instance, logr.Discard()), board)
-	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, mgr.GetEventRecorder("weir-manager"))
-	observer := controller.NewObserver(mgr.GetClient(), usage.NewReader(w.redis, instance), board)
-	if err := errors.Join(snapshots.SetupWithManager(mgr), status.SetupWithManager(mgr), mgr.Add(observer)); err != nil {
+	recorder := mgr.GetEventRecorder("weir-manager")
+	snapshots := controller.NewSnapshotReconciler(mgr.GetClient(), redisconfig.NewPublisher(w.redis, instance, logr.Discard()), board, recorder)
+	w.snapshots = snapshots
+	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, recorder)
+	pods, err := podcache.New(mgr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	reports := usage.NewReader(w.redis, instance)
+	observer := controller.NewObserver(mgr.GetClient(), pods, reports, board)
+	w.detector = controller.NewDetector(mgr.GetClient(), pods, reports, board, recorder, "weir-system")
+	if err := errors.Join(snapshots.SetupWithManager(mgr), status.SetupWithManager(mgr), mgr.Add(observer), mgr.Add(w.detector)); err != nil {
 		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(w.t.Context())
@@ -112,10 +131,11 @@ func (w *world) start(scheme *runtime.Scheme) {
 		defer close(done)
 		w.ended <- mgr.Start(ctx)
 	}()
-	w.t.Cleanup(func() {
+	w.stop = func() {
 		cancel()
 		<-done
-	})
+	}
+	w.t.Cleanup(w.stop)
 }
 
 func (w *world) create(o client.Object) {
@@ -472,4 +492,205 @@ func TestGarbageInTheStoreIsReplaced(t *testing.T) {
 		s := w.stored()
 		return len(s.Policies) == 1 && s.Revision.Compare(revision) > 0
 	})
+}
+
+// runPod has a pod of the Service checkout run, as far as the API server is told.
+func (w *world) runPod(name string, labels map[string]string) *corev1.Pod {
+	w.t.Helper()
+	labels = maps.Clone(labels)
+	labels["app"] = "checkout"
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name, Labels: labels},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "example.invalid/app"}}},
+	}
+	w.create(pod)
+	w.setPhase(pod, corev1.PodRunning)
+	return pod
+}
+
+func (w *world) setPhase(pod *corev1.Pod, phase corev1.PodPhase) {
+	w.t.Helper()
+	pod.Status.Phase = phase
+	if err := w.Status().Update(w.t.Context(), pod); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// report has a pod's sidecar report until the returned function is called, or the test ends.
+func (w *world) report(pod *corev1.Pod, ports map[string]int32) (stop func()) {
+	enforcer := usage.Enforcer{Pod: pod.Name, UID: string(pod.UID), Nonce: "1", Labels: pod.Labels}
+	reporter := usage.NewReporter(w.redis, instance, w.namespace, func(time.Time) usage.Report {
+		revisions, _ := w.publisher.Revisions(w.t.Context(), w.namespace) // None at the end of the test.
+		return usage.Report{Enforcer: enforcer, Revision: revisions[w.namespace], Ports: ports}
+	}, logr.Discard())
+	ctx, cancel := context.WithCancel(w.t.Context())
+	var group sync.WaitGroup
+	group.Go(func() { _ = reporter.Run(ctx) })
+	stop = func() {
+		cancel()
+		group.Wait()
+	}
+	w.t.Cleanup(stop)
+	return stop
+}
+
+// enforcedIs says whether Enforced has a reason, with so many enforcers.
+func enforcedIs(reason string, current, expected int32) func(*v1alpha1.RateLimitPolicy) bool {
+	return func(p *v1alpha1.RateLimitPolicy) bool {
+		c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionEnforced)
+		return c != nil && c.Reason == reason && *p.Status.Enforcers == v1alpha1.Enforcers{Expected: expected, Current: current}
+	}
+}
+
+func TestEnforcersAreThePodsThatRunWithTheSidecar(t *testing.T) {
+	w := newWorld(t)
+	w.lead(intstr.FromString("http"))
+	injected := map[string]string{v1alpha1.LabelInjected: "true"}
+	p := w.createPolicy(10)
+	w.await(p, "nobody enforces", enforcedIs(v1alpha1.ReasonNoEnforcers, 0, 0))
+
+	a, b := w.runPod("a", injected), w.runPod("b", injected)
+	w.report(a, map[string]int32{"http": 8080})
+	w.await(p, "pod b is missed", enforcedIs(v1alpha1.ReasonNotReporting, 1, 2))
+	w.report(b, nil)
+	w.await(p, "both enforce", enforcedIs(v1alpha1.ReasonEnforced, 2, 2))
+	w.setPhase(b, corev1.PodSucceeded)
+	w.await(p, "a pod that has ended is none, whatever is left of it", enforcedIs(v1alpha1.ReasonEnforced, 1, 1))
+
+	w.lead(intstr.FromInt32(8080))
+	w.await(p, "the Service leads past the sidecar", enforcedIs(v1alpha1.ReasonNotIntercepted, 1, 1))
+	w.lead(intstr.FromString("http"))
+	w.await(p, "the Service leads to the sidecar", enforcedIs(v1alpha1.ReasonEnforced, 1, 1))
+}
+
+func TestAPodThatLacksItsSidecarIsTold(t *testing.T) {
+	w := newWorld(t)
+	p := w.createPolicy(10)
+	w.await(p, "the policy is ready", isReady)
+	pod := w.runPod("a", map[string]string{v1alpha1.LabelInject: v1alpha1.InjectEnabled})
+	created := time.Now()
+	w.await(p, "its policy says so", enforcedIs(v1alpha1.ReasonNotIntercepted, 0, 0))
+	t.Logf("told %s after the pod began to run", time.Since(created).Round(time.Millisecond))
+
+	w.eventually("an event of the pod says so", func() bool {
+		var list eventsv1.EventList
+		if err := w.List(t.Context(), &list, client.InNamespace(w.namespace)); err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(list.Items, func(e eventsv1.Event) bool { return e.Regarding.UID == pod.UID && e.Reason == "NotInjected" })
+	})
+	want := `
+# HELP weir_pods_without_sidecar Number of pods that were to have the sidecar and run without it, by the reason that the injector gave; NotInjected where it was not asked.
+# TYPE weir_pods_without_sidecar gauge
+weir_pods_without_sidecar{namespace="` + w.namespace + `",reason="NotInjected"} 1
+`
+	if err := testutil.CollectAndCompare(w.detector, strings.NewReader(want)); err != nil {
+		t.Error(err)
+	}
+	if err := w.Delete(t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {
+		t.Fatal(err)
+	}
+	w.await(p, "a pod that is gone is forgotten", enforcedIs(v1alpha1.ReasonNoEnforcers, 0, 0))
+}
+
+// lead has the Service checkout lead to a port of its pods.
+func (w *world) lead(target intstr.IntOrString) {
+	w.t.Helper()
+	service := &corev1.Service{}
+	if err := w.Get(w.t.Context(), client.ObjectKey{Namespace: w.namespace, Name: "checkout"}, service); err != nil {
+		w.t.Fatal(err)
+	}
+	service.Spec.Ports[0].TargetPort = target
+	if err := w.Update(w.t.Context(), service); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// mark changes the world's namespace.
+func (w *world) mark(change func(*corev1.Namespace)) {
+	w.t.Helper()
+	ns := &corev1.Namespace{}
+	if err := w.Get(w.t.Context(), client.ObjectKey{Name: w.namespace}, ns); err != nil {
+		w.t.Fatal(err)
+	}
+	before := ns.DeepCopy()
+	change(ns)
+	if err := w.Patch(w.t.Context(), ns, client.MergeFrom(before)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func TestSidecarsOfANamespaceWithoutPoliciesFindThatThereAreNone(t *testing.T) {
+	w := newWorld(t)
+	w.mark(func(ns *corev1.Namespace) {
+		metav1.SetMetaDataLabel(&ns.ObjectMeta, v1alpha1.LabelInject, v1alpha1.InjectEnabled)
+	})
+	w.eventually("that there are no policies is published", func() bool { return w.stored().Revision.Number == 1 })
+	first := w.stored()
+	if first.Policies == nil || len(first.Policies) > 0 {
+		t.Errorf("published policies are %v, want an empty list", first.Policies)
+	}
+	if err := w.redis.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("it is restored", func() bool { return w.stored().Revision == first.Revision })
+
+	w.mark(func(ns *corev1.Namespace) { delete(ns.Labels, v1alpha1.LabelInject) })
+	w.await(w.createPolicy(10), "a policy comes after it, although the namespace has left", isReady)
+	if got := w.stored().Revision; got.Compare(first.Revision) <= 0 {
+		t.Errorf("the next revision is %v, which does not come after %v", got, first.Revision)
+	}
+}
+
+func TestMostPoliciesDoNotVanishAtOnceUnlessThatIsConfirmed(t *testing.T) {
+	w := newWorld(t)
+	// More than there are of other tests, which this manager publishes too.
+	var others v1alpha1.RateLimitPolicyList
+	if err := w.List(t.Context(), &others); err != nil {
+		t.Fatal(err)
+	}
+	policies := len(others.Items) + 11
+	for i := range policies {
+		w.create(&v1alpha1.RateLimitPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: fmt.Sprintf("p%d", i)},
+			Spec: v1alpha1.RateLimitPolicySpec{
+				Selector: &metav1.LabelSelector{}, Limits: []v1alpha1.Limit{{Name: "all", Strategy: bucket(10)}},
+			},
+		})
+	}
+	w.eventually("all are published", func() bool { return len(w.stored().Policies) == policies })
+	before := w.stored()
+	// To the next leader they are gone in one step, however long it takes.
+	w.stop()
+	if err := w.DeleteAllOf(t.Context(), &v1alpha1.RateLimitPolicy{}, client.InNamespace(w.namespace)); err != nil {
+		t.Fatal(err)
+	}
+	w.start(w.Scheme())
+	withheld := `
+# HELP weir_withheld_removals Number of policies that are gone, but stay enforced until their removal is confirmed.
+# TYPE weir_withheld_removals gauge
+weir_withheld_removals{namespace="` + w.namespace + `"} ` + strconv.Itoa(policies) + `
+`
+	w.eventually("the removal is withheld", func() bool {
+		return testutil.CollectAndCompare(w.snapshots.Metrics(), strings.NewReader(withheld)) == nil
+	})
+	if diff := cmp.Diff(before, w.stored()); diff != "" {
+		t.Errorf("what is published (-before +after):\n%s", diff)
+	}
+	w.eventually("an event of the namespace says so", func() bool {
+		var list eventsv1.EventList
+		if err := w.List(t.Context(), &list, client.InNamespace("default")); err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(list.Items, func(e eventsv1.Event) bool {
+			return e.Regarding.Name == w.namespace && e.Reason == "RemovalWithheld"
+		})
+	})
+	w.mark(func(ns *corev1.Namespace) {
+		metav1.SetMetaDataAnnotation(&ns.ObjectMeta, v1alpha1.AnnotationConfirmRemoval, "true")
+	})
+	w.eventually("a confirmed removal is published", func() bool { s := w.stored(); return s.Policies != nil && len(s.Policies) == 0 })
+	if n := testutil.CollectAndCount(w.snapshots.Metrics()); n > 0 {
+		t.Errorf("%d namespaces are still said to have withheld removals", n)
+	}
 }

@@ -101,15 +101,26 @@ func withMissing(found, old []match.Target) []match.Target {
 	return targets
 }
 
+// with gives the decisions, and one for each policy that stays although it is gone.
+func (ds decisions) with(staying []configstore.Policy) decisions {
+	all := slices.Clone(ds)
+	for i := range staying {
+		all = append(all, decision{name: staying[i].Name, uid: types.UID(staying[i].UID), limits: &staying[i].Policy})
+	}
+	slices.SortFunc(all, func(a, b decision) int { return cmp.Compare(a.name, b.name) })
+	return all
+}
+
 // snapshot gives what to publish after base. It is base itself when it says the same, and the zero
-// revision when there has never been anything to say.
-func (ds decisions) snapshot(namespace string, base configstore.Snapshot, epoch int64) configstore.Snapshot {
+// revision when there has never been anything to say. Where sidecars wait for a snapshot, that there are no policies
+// is something to say.
+func (ds decisions) snapshot(namespace string, base configstore.Snapshot, epoch int64, awaited bool) configstore.Snapshot {
 	next := configstore.Snapshot{
 		Namespace: namespace,
 		Revision:  configstore.Revision{Epoch: epoch, Number: base.Revision.Number + 1},
 		Policies:  []configstore.Policy{},
 	}
-	changed := false
+	changed := awaited && base.Policies == nil // Nothing is stored, or nothing that can be understood.
 	for _, d := range ds {
 		if d.limits == nil {
 			continue

@@ -133,6 +133,7 @@ func TestSnapshot(t *testing.T) {
 	for name, test := range map[string]struct {
 		decided decisions
 		base    configstore.Snapshot
+		awaited bool
 		want    configstore.Snapshot
 	}{
 		"a policy that was deleted and created again is a new one": {
@@ -165,9 +166,21 @@ func TestSnapshot(t *testing.T) {
 		"a namespace that never had a policy has nothing published": {
 			want: configstore.Snapshot{Namespace: "shop"},
 		},
+		"unless its sidecars wait for it": {
+			awaited: true,
+			want:    configstore.Snapshot{Namespace: "shop", Revision: configstore.Revision{Epoch: 8, Number: 1}, Policies: []configstore.Policy{}},
+		},
+		"they wait no longer when there is one": {
+			awaited: true,
+			base:    configstore.Snapshot{Namespace: "shop", Revision: configstore.Revision{Epoch: 7, Number: 1}, Policies: []configstore.Policy{}},
+			want:    configstore.Snapshot{Namespace: "shop", Revision: configstore.Revision{Epoch: 7, Number: 1}, Policies: []configstore.Policy{}},
+		},
+		"a policy that stays although it is gone is left as it is, in its place": {
+			decided: decisions{{name: "b", limits: &b}}.with(base.Policies[:1]), base: base, want: base,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(test.want, test.decided.snapshot("shop", test.base, 8)); diff != "" {
+			if diff := cmp.Diff(test.want, test.decided.snapshot("shop", test.base, 8, test.awaited)); diff != "" {
 				t.Errorf("snapshot (-want +got):\n%s", diff)
 			}
 		})

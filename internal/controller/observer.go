@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -25,16 +27,23 @@ type reader interface {
 	Read(ctx context.Context, namespaces ...string) (map[string][]usage.Observed, error)
 }
 
-// Observer puts on the [Board] what enforcers report. It runs on the leader only.
+// pods lists those that have the sidecar and run.
+type pods interface {
+	Injected(ctx context.Context, namespace string) ([]metav1.PartialObjectMetadata, error)
+}
+
+// Observer puts on the [Board] who enforces, and what they report. It runs on the leader only.
 type Observer struct {
 	client  client.Reader
+	pods    pods
 	reports reader
 	board   *Board
+	roll    roll
 }
 
 // NewObserver gives an observer of all namespaces that have policies.
-func NewObserver(c client.Reader, reports reader, board *Board) *Observer {
-	return &Observer{client: c, reports: reports, board: board}
+func NewObserver(c client.Reader, pods pods, reports reader, board *Board) *Observer {
+	return &Observer{client: c, pods: pods, reports: reports, board: board}
 }
 
 // Start observes until ctx is done.
@@ -62,11 +71,39 @@ func (o *Observer) observe(ctx context.Context) error {
 		return err
 	}
 	seen := make(map[string]observed, len(namespaces))
+	now := time.Now()
+	o.roll.begin()
 	for _, namespace := range namespaces {
-		seen[namespace] = observe(reports[namespace])
+		enforcers, err := o.enforcers(ctx, namespace, reports[namespace], now)
+		if err != nil {
+			return err
+		}
+		seen[namespace] = observe(enforcers, usage.Totals(reports[namespace]))
 	}
+	o.roll.end()
 	o.board.observe(seen)
 	return nil
+}
+
+// podsError says that it isn't known which pods run. The store has no part in it.
+type podsError struct{ error }
+
+func (e podsError) Unwrap() error { return e.error }
+
+// enforcers gives those of a namespace. What pods and Services there are is in a cache, unless there is no way to
+// fill it.
+func (o *Observer) enforcers(ctx context.Context, namespace string, reports []usage.Observed, now time.Time) ([]enforcer, error) {
+	ctx, cancel := context.WithTimeout(ctx, observeInterval)
+	defer cancel()
+	pods, err := o.pods.Injected(ctx, namespace)
+	if err != nil {
+		return nil, podsError{fmt.Errorf("looking up the pods of namespace %s: %w", namespace, err)}
+	}
+	var services corev1.ServiceList
+	if err := o.client.List(ctx, &services, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
+		return nil, podsError{fmt.Errorf("looking up the Services of namespace %s: %w", namespace, err)}
+	}
+	return o.roll.call(pods, reports, services.Items, now), nil
 }
 
 // namespaces gives those that have policies.
@@ -83,20 +120,20 @@ func (o *Observer) namespaces(ctx context.Context) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// observed is what the enforcers of one namespace report.
+// observed is who enforces in one namespace, and what they report.
 type observed struct {
-	enforcers []usage.Observed
+	enforcers []enforcer
 	// totals are the counts of all of them, rounded as a status tells them.
 	totals map[limiter.LimitID]usage.Counts
 	// digest changes when another status is to be told.
 	digest string
 }
 
-func observe(reports []usage.Observed) observed {
-	o := observed{enforcers: reports, totals: usage.Totals(reports)}
+func observe(enforcers []enforcer, totals map[limiter.LimitID]usage.Counts) observed {
+	o := observed{enforcers: enforcers, totals: totals}
 	lines := make([]string, 0, len(o.enforcers)+len(o.totals))
 	for _, e := range o.enforcers {
-		lines = append(lines, fmt.Sprint(e.Enforcer, e.Revision, e.Age > silence, e.Age > forgotten, e.Degraded))
+		lines = append(lines, fmt.Sprint(e.Enforcer, e.Revision, e.Age > silence, e.Age > forgotten, e.Degraded, e.running, e.labels, e.leaks))
 	}
 	for id, total := range o.totals {
 		o.totals[id] = total.Rounded()

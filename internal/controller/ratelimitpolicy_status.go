@@ -17,6 +17,7 @@ import (
 
 	"github.com/weir-dev/weir/api/v1alpha1"
 	"github.com/weir-dev/weir/internal/configstore"
+	"github.com/weir-dev/weir/internal/inject"
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/match"
 	"github.com/weir-dev/weir/internal/policy"
@@ -41,7 +42,8 @@ func statusOf(p *v1alpha1.RateLimitPolicy, v view) v1alpha1.RateLimitPolicyStatu
 	enforcers := tally{}
 	if v.published != nil {
 		s.Revision = v.published.Since.Number
-		enforcers = count(v.notice, v.enforcers)
+		enforcers = count(p, v.notice, v.enforcers)
+		enforcers.note(p, v.published, v.bare)
 		s.Limits = limitsOf(p, v.published, v.totals)
 	}
 	if v.reportsErr != nil {
@@ -106,7 +108,15 @@ func why(err error) string {
 
 // isStoreAway says whether an error is the store's doing.
 func isStoreAway(err error) bool {
-	return err != nil && !errors.As(err, new(keepError)) && !errors.Is(err, configstore.ErrTooLarge)
+	return err != nil && !errors.As(err, new(keepError)) && !errors.As(err, new(podsError)) && !errors.Is(err, configstore.ErrTooLarge)
+}
+
+// unread is what can't be read of the enforcers.
+func unread(err error) string {
+	if errors.As(err, new(podsError)) {
+		return "The list of the namespace's pods"
+	}
+	return "The store that enforcers report to"
 }
 
 // enforced says whether every enforcer of the targets enforces what is published.
@@ -120,9 +130,11 @@ func enforced(v view, t tally) metav1.Condition {
 	case len(v.published.Limits) == 0:
 		return state(metav1.ConditionUnknown, v1alpha1.ReasonDisabled, "Every limit is disabled: set enforcement to Enforce or Shadow")
 	case v.reportsErr != nil:
-		return state(metav1.ConditionUnknown, v1alpha1.ReasonUnreachable, "The store that enforcers report to can't be read")
+		return state(metav1.ConditionUnknown, v1alpha1.ReasonUnreachable, "%s can't be read", unread(v.reportsErr))
+	case t.leaking > 0:
+		return state(metav1.ConditionFalse, v1alpha1.ReasonNotIntercepted, "%s%s", t.leak, andMore(t.leaking-1))
 	case t.expected() == 0:
-		return state(metav1.ConditionUnknown, v1alpha1.ReasonNoEnforcers, "No enforcer of the targets has reported: run their pods with the sidecar")
+		return state(metav1.ConditionUnknown, v1alpha1.ReasonNoEnforcers, "No pod of the targets runs with the sidecar: label their namespace or the pods, and restart them")
 	case t.silent > 0:
 		return state(metav1.ConditionFalse, v1alpha1.ReasonNotReporting, "%s of the targets been silent for over %s", have(t.silent, "enforcer"), silence)
 	case t.current < t.expected():
@@ -137,7 +149,7 @@ func storeReady(v view, t tally) metav1.Condition {
 		return condition(v1alpha1.ConditionStoreReady, metav1.ConditionFalse, reason, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case isStoreAway(v.err) || v.storeErr != nil || v.reportsErr != nil:
+	case isStoreAway(v.err) || v.storeErr != nil || isStoreAway(v.reportsErr):
 		return no(v1alpha1.ReasonUnreachable, "The manager can't reach the store: enforcers keep the limits that they have, and onStoreFailure decides wherever they can't reach it either")
 	case t.degraded > 0:
 		return no(v1alpha1.ReasonDegraded, "%s not reached the counters lately: onStoreFailure decides there", have(t.degraded, "enforcer"))
@@ -239,44 +251,94 @@ type tally struct {
 	current, behind, silent int32
 	// degraded of them report that they could not reach their counters.
 	degraded int32
+	// leaking pods are reached by requests without a sidecar, the first as leak says.
+	leaking int32
+	leak    string
 }
 
 func (t tally) expected() int32 { return t.current + t.behind + t.silent }
 
-// count tallies the reports of those enforcers that the policy's targets select.
-func count(n notice, reports []usage.Observed) tally {
+// count tallies those enforcers that the policy's targets select.
+func count(p *v1alpha1.RateLimitPolicy, n notice, enforcers []enforcer) tally {
 	var t tally
-	for _, r := range latestRuns(reports) {
-		if r.Age > forgotten || !selects(n.published.Targets, r.Labels) {
+	for _, e := range enforcers {
+		if !e.running && e.Age > forgotten || !selects(n.published.Targets, e.labels) {
 			continue
+		}
+		if leak := leakOf(p, e); leak != "" {
+			t.leak = cmp.Or(t.leak, leak)
+			t.leaking++
 		}
 		switch {
-		case r.Age > silence:
+		case e.Age > silence:
 			t.silent++
 			continue
-		case r.Revision.Compare(n.published.Since) < 0, r.Revision.Epoch > n.epoch:
-			// A later epoch than ours is of a leader that we know nothing of: what it enforces isn't ours.
-			t.behind++
-		default:
+		case e.enforces(n):
 			t.current++
+		default:
+			t.behind++
 		}
-		if r.Degraded {
+		if e.Degraded {
 			t.degraded++
 		}
 	}
 	return t
 }
 
-// latestRuns leaves out what a sidecar reported before it was started again.
-func latestRuns(reports []usage.Observed) map[string]usage.Observed {
-	latest := make(map[string]usage.Observed, len(reports))
-	for _, r := range reports {
-		pod := cmp.Or(r.UID, r.Pod)
-		if other, ok := latest[pod]; !ok || r.Age < other.Age {
-			latest[pod] = r
+// note notes those pods of the policy's targets that lack a sidecar. A policy for all enforced pods isn't about those
+// that can't have one.
+func (t *tally) note(p *v1alpha1.RateLimitPolicy, published *configstore.Policy, pods []bare) {
+	for _, b := range pods {
+		if b.reason != reasonNotInjected && isEverything(p.Spec.Selector) || !selects(published.Targets, b.labels) {
+			continue
+		}
+		t.leak = cmp.Or(t.leak, fmt.Sprintf("Pod %s %s", b.name, b.why))
+		t.leaking++
+	}
+}
+
+func isEverything(s *metav1.LabelSelector) bool {
+	return s != nil && len(s.MatchLabels)+len(s.MatchExpressions) == 0
+}
+
+// enforces says whether it reports what is published, or something later. A later epoch than ours is of a leader
+// that we know nothing of: what it enforces isn't ours. One that was started with other labels enforces something
+// else.
+func (e enforcer) enforces(n notice) bool {
+	return e.Revision.Compare(n.published.Since) >= 0 && e.Revision.Epoch <= n.epoch && selects(n.published.Targets, e.Labels)
+}
+
+// leakOf says how requests that the policy is about come to the enforcer's pod without its sidecar; or nothing. Of a
+// Service that is a target all ports matter that are targets, of others those alone that lead past the sidecar to
+// what is limited.
+func leakOf(p *v1alpha1.RateLimitPolicy, e enforcer) string {
+	for _, l := range e.leaks {
+		if leads(p, l) {
+			return fmt.Sprintf("Pod %s: %s %s", e.Pod, servicePort(l), l.Message)
 		}
 	}
-	return latest
+	return ""
+}
+
+// leads says whether requests that a policy is about come through a leak.
+func leads(p *v1alpha1.RateLimitPolicy, l inject.Leak) bool {
+	if p.Spec.Selector != nil {
+		return l.Limited
+	}
+	return slices.ContainsFunc(p.Spec.TargetRefs, func(ref v1alpha1.TargetRef) bool {
+		if ref.Kind != "Service" {
+			return l.Limited
+		}
+		return ref.Name == l.Service && (ref.SectionName == "" || ref.SectionName == l.Port)
+	})
+}
+
+// servicePort is like "port web of Service checkout".
+func servicePort(l inject.Leak) string {
+	if l.Port == "" {
+		return "the port of Service " + l.Service
+	}
+	return "port " + l.Port + " of Service " + l.Service
 }
 
 func selects(targets []match.Target, labels map[string]string) bool {
@@ -364,6 +426,17 @@ func plural(n int, noun string) string {
 		return "1 " + noun
 	}
 	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// andMore is like " (so with 2 more pods)", and nothing for 0.
+func andMore(n int32) string {
+	switch n {
+	case 0:
+		return ""
+	case 1:
+		return " (so with 1 more pod)"
+	}
+	return fmt.Sprintf(" (so with %d more pods)", n)
 }
 
 // have is like "1 enforcer has" and "2 enforcers have".

@@ -8,9 +8,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/cli-utils/pkg/kstatus/status"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
@@ -33,7 +36,7 @@ func TestStatus(t *testing.T) {
 		return usage.Observed{
 			Age: age,
 			Report: usage.Report{
-				Enforcer: usage.Enforcer{Pod: name, Labels: map[string]string{"app": "checkout"}},
+				Enforcer: usage.Enforcer{Pod: name, UID: name, Labels: map[string]string{"app": "checkout"}},
 				Revision: configstore.Revision{Epoch: 1, Number: number},
 			},
 		}
@@ -48,13 +51,40 @@ func TestStatus(t *testing.T) {
 	disabled := aPolicy(2, 10)
 	disabled.Spec.Enforcement = v1alpha1.EnforcementDisabled
 
+	now := time.Now()
+	// Where there are pods, a and b have been seen to run for an hour.
+	long := map[types.UID]time.Time{"a": now.Add(-time.Hour), "b": now.Add(-time.Hour)}
+	pod := func(name string) metav1.PartialObjectMetadata {
+		return metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), Labels: map[string]string{"app": "checkout"}}}
+	}
+	ending := pod("b")
+	ending.DeletionTimestamp = &metav1.Time{Time: now}
+	relabeled := enforcer("a", 5, time.Second)
+	relabeled.Labels = map[string]string{"app": "cart"}
+	leading := func(port corev1.ServicePort) []corev1.Service {
+		return []corev1.Service{{
+			ObjectMeta: metav1.ObjectMeta{Name: "checkout"},
+			Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": "checkout"}, Ports: []corev1.ServicePort{port}},
+		}}
+	}
+	reporting := enforcer("a", 5, time.Second)
+	reporting.Ports = map[string]int32{"http": 8080}
+	without := bare{name: "c", labels: map[string]string{"app": "checkout"}, reason: reasonNotInjected, why: "has no sidecar"}
+	unfit := bare{name: "c", labels: map[string]string{"app": "checkout"}, reason: "HostNetwork", why: "has no sidecar"}
+	everything := aPolicy(2, 10)
+	everything.Spec.TargetRefs, everything.Spec.Selector = nil, &metav1.LabelSelector{}
+
 	for name, test := range map[string]struct {
 		policy     *v1alpha1.RateLimitPolicy
 		notice     notice
+		pods       []metav1.PartialObjectMetadata
+		services   []corev1.Service
+		bare       []bare
 		reports    []usage.Observed
 		storeErr   error
 		reportsErr error
 		want       []said
+		message    string // of Enforced, where it says more than the reason
 		enforcers  *v1alpha1.Enforcers
 		kstatus    status.Status
 	}{
@@ -106,6 +136,120 @@ func TestStatus(t *testing.T) {
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
 			kstatus:   status.CurrentStatus,
+		},
+		"a pod whose sidecar has not reported yet is waited for": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a"), pod("new")},
+			reports:   []usage.Observed{enforcer("a", 5, time.Second)},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "Pending"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "Pending"}, {"Reconciling", "True", "Pending"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 2, Current: 1},
+			kstatus:   status.InProgressStatus,
+		},
+		"a pod that runs is missed for as long as it does": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a"), pod("b")},
+			reports:   []usage.Observed{enforcer("a", 5, time.Second)},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "NotReporting"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "NotReporting"}, {"Reconciling", "True", "NotReporting"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 2, Current: 1},
+			kstatus:   status.InProgressStatus,
+		},
+		"a pod that is about to end is not waited for": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a"), ending},
+			reports:   []usage.Observed{enforcer("a", 5, time.Second), enforcer("b", 4, time.Second)},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.CurrentStatus,
+		},
+		"a pod that has gone without taking leave is not missed": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a")},
+			reports:   []usage.Observed{enforcer("a", 5, time.Second), enforcer("b", 5, 30*time.Second)},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.CurrentStatus,
+		},
+		"a pod that was labeled anew enforces what it was started with": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a")},
+			reports:   []usage.Observed{relabeled},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "Pending"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "Pending"}, {"Reconciling", "True", "Pending"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 0},
+			kstatus:   status.InProgressStatus,
+		},
+		"a Service leads to the pod through its sidecar": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a")},
+			services:  leading(corev1.ServicePort{Name: "web", Port: 80, TargetPort: intstr.FromString("http")}),
+			reports:   []usage.Observed{reporting},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.CurrentStatus,
+		},
+		"a Service leads past the sidecar": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a")},
+			services:  leading(corev1.ServicePort{Name: "web", Port: 80, TargetPort: intstr.FromInt32(8080)}),
+			reports:   []usage.Observed{reporting},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "NotIntercepted"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "NotIntercepted"}, {"Reconciling", "True", "NotIntercepted"}},
+			message:   "Pod a: port web of Service checkout leads to port 8080 by number, past the sidecar: set targetPort: http",
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.InProgressStatus,
+		},
+		"a Service leads to a port that no sidecar stands before": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a")},
+			services:  leading(corev1.ServicePort{Name: "web", Port: 80, TargetPort: intstr.FromString("admin")}),
+			reports:   []usage.Observed{reporting},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "NotIntercepted"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "NotIntercepted"}, {"Reconciling", "True", "NotIntercepted"}},
+			message:   "Pod a: port web of Service checkout leads to port admin, which the sidecar does not stand before: let sectionName name another",
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.InProgressStatus,
+		},
+		"a policy without a Service for a target minds only what leads past a sidecar": {
+			policy:    everything,
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(everything, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a")},
+			services:  leading(corev1.ServicePort{Name: "web", Port: 80, TargetPort: intstr.FromString("admin")}),
+			reports:   []usage.Observed{reporting},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.CurrentStatus,
+		},
+		"a pod of the target lacks its sidecar": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a")},
+			bare:      []bare{without},
+			reports:   []usage.Observed{reporting},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "NotIntercepted"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "NotIntercepted"}, {"Reconciling", "True", "NotIntercepted"}},
+			message:   "Pod c has no sidecar",
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.InProgressStatus,
+		},
+		"a pod of the target that can't have a sidecar is told when it is named, and no other pod has one": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			bare:      []bare{unfit, unfit, unfit},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "False", "NotIntercepted"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "NotIntercepted"}, {"Reconciling", "True", "NotIntercepted"}},
+			message:   "Pod c has no sidecar (so with 2 more pods)",
+			enforcers: &v1alpha1.Enforcers{},
+			kstatus:   status.InProgressStatus,
+		},
+		"a policy for all enforced pods isn't about those that can't be": {
+			policy:    everything,
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(everything, 5)},
+			pods:      []metav1.PartialObjectMetadata{pod("a")},
+			bare:      []bare{unfit},
+			reports:   []usage.Observed{reporting},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "Ready"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.CurrentStatus,
+		},
+		"the pods can't be listed": {
+			notice:     notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			reportsErr: podsError{errors.New("forbidden")},
+			want:       []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "Unknown", "Unreachable"}, {"StoreReady", "True", "Reachable"}, {"Ready", "False", "Unreachable"}, {"Reconciling", "True", "Unreachable"}},
+			message:    "The list of the namespace's pods can't be read",
+			kstatus:    status.InProgressStatus,
 		},
 		"an enforcer that crashed and runs again is one": {
 			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
@@ -175,15 +319,24 @@ func TestStatus(t *testing.T) {
 				p = test.policy
 			}
 			p = p.DeepCopy()
+			r := roll{}
+			if test.pods != nil {
+				r.since = long
+			}
+			r.begin()
 			p.Status = statusOf(p, view{
 				notice:     test.notice,
-				observed:   observe(test.reports),
+				observed:   observe(r.call(test.pods, test.reports, test.services, now), usage.Totals(test.reports)),
+				bare:       test.bare,
 				storeErr:   test.storeErr,
 				reportsErr: test.reportsErr,
 			})
 			var got []said
 			for _, c := range p.Status.Conditions {
 				got = append(got, said{c.Type, string(c.Status), c.Reason})
+				if c.Type == v1alpha1.ConditionEnforced && test.message != "" && c.Message != test.message {
+					t.Errorf("Enforced says %q, want %q", c.Message, test.message)
+				}
 				if c.ObservedGeneration != 2 || c.Message == "" && test.notice.refusal == nil {
 					t.Errorf("condition %+v has no message, or another generation", c)
 				}

@@ -8,14 +8,16 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -51,20 +53,30 @@ type SnapshotReconciler struct {
 	accepted   acceptedSpecs
 	leadership *leadership
 	memory     *memory
+	guard      *guard
 	lost       trigger
+
+	surveying sync.Mutex
+	surveyed  bool
 }
 
-// NewSnapshotReconciler gives a reconciler that publishes to store and notes on board what came of it.
-func NewSnapshotReconciler(c client.Client, store configstore.Publisher, board *Board) *SnapshotReconciler {
+// NewSnapshotReconciler gives a reconciler that publishes to store and notes on board what came of it. It tells
+// recorder of removals that it withholds.
+func NewSnapshotReconciler(c client.Client, store configstore.Publisher, board *Board, recorder events.EventRecorder) *SnapshotReconciler {
+	memory := newMemory()
 	return &SnapshotReconciler{
 		client:     c,
 		store:      store,
 		board:      board,
 		accepted:   acceptedSpecs{client: c},
 		leadership: newLeadership(store),
-		memory:     newMemory(),
+		memory:     memory,
+		guard:      newGuard(c, memory, recorder),
 	}
 }
+
+// Metrics collects weir_withheld_removals{namespace}.
+func (r *SnapshotReconciler) Metrics() prometheus.Collector { return r.guard }
 
 // SetupWithManager has the manager run the reconciler.
 func (r *SnapshotReconciler) SetupWithManager(mgr ctrl.Manager) error {
@@ -79,8 +91,10 @@ func (r *SnapshotReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.RateLimitPolicy{}, toNamespace, builder.WithPredicates(specChanged)).
 		// A kept spec that somebody deletes is kept anew.
 		Watches(&appsv1.ControllerRevision{}, toNamespace, builder.WithPredicates(specChanged)).
-		// Every namespace is looked at once: its last policy may have gone while no manager ran.
-		WatchesMetadata(&corev1.Namespace{}, toItself, builder.WithPredicates(specChanged)).
+		// Every namespace is looked at once: its last policy may have gone while no manager ran. Labels and
+		// annotations say whether it has sidecars, and whether its policies may go.
+		WatchesMetadata(&corev1.Namespace{}, toItself, builder.WithPredicates(predicate.Or(
+			specChanged, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
 		WatchesRawSource(&r.lost).
 		WithLogConstructor(func(req *reconcile.Request) logr.Logger {
 			if req == nil {
@@ -115,8 +129,12 @@ func (r *SnapshotReconciler) Reconcile(ctx context.Context, req reconcile.Reques
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	awaited, err := r.awaited(ctx, req.Namespace)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
 	last, known := r.memory.of(req.Namespace)
-	if known && len(policies) == 0 && last.Revision == (configstore.Revision{}) {
+	if known && len(policies) == 0 && last.Revision == (configstore.Revision{}) && !awaited {
 		return ctrl.Result{}, nil
 	}
 	base, lost, storeErr := r.load(ctx, req.Namespace, last)
@@ -124,9 +142,13 @@ func (r *SnapshotReconciler) Reconcile(ctx context.Context, req reconcile.Reques
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	staying, again, err := r.guard.review(ctx, base, policies, time.Now())
+	if err != nil {
+		return ctrl.Result{}, err
+	}
 	held := base
 	if storeErr == nil {
-		held, storeErr = r.publish(ctx, req.Namespace, decided, base, lost)
+		held, storeErr = r.publish(ctx, req.Namespace, decided.with(staying), base, lost, awaited)
 	}
 	r.board.post(req.Namespace, decided.notices(held, storeErr))
 	if storeErr != nil {
@@ -135,7 +157,16 @@ func (r *SnapshotReconciler) Reconcile(ctx context.Context, req reconcile.Reques
 	if err := r.accepted.forgetSuperseded(ctx, req.Namespace, decided); err != nil {
 		return ctrl.Result{}, err
 	}
-	return ctrl.Result{}, decided.err()
+	return ctrl.Result{RequeueAfter: again}, decided.err()
+}
+
+// awaited says whether the sidecars of a namespace wait for a snapshot, whatever is in it: they are ready with it.
+func (r *SnapshotReconciler) awaited(ctx context.Context, name string) (bool, error) {
+	namespace, err := namespaceNamed(ctx, r.client, name)
+	if err != nil {
+		return false, err
+	}
+	return namespace != nil && namespace.Labels[v1alpha1.LabelInject] == v1alpha1.InjectEnabled, nil
 }
 
 // policies gives the policies of a namespace that aren't on their way out, by name.
@@ -153,6 +184,9 @@ func (r *SnapshotReconciler) policies(ctx context.Context, namespace string) ([]
 // held last. It is the zero revision when there has never been anything, and nothing but a revision when
 // it can't be understood, so that what is published next comes after it.
 func (r *SnapshotReconciler) load(ctx context.Context, namespace string, last configstore.Snapshot) (base configstore.Snapshot, lost bool, err error) {
+	if err := r.survey(ctx); err != nil {
+		return last, false, err
+	}
 	snapshots, err := r.store.Load(ctx, namespace)
 	if err != nil {
 		return last, false, fmt.Errorf("reading the config store: %w", err)
@@ -169,6 +203,40 @@ func (r *SnapshotReconciler) load(ctx context.Context, namespace string, last co
 		return last, true, nil
 	}
 	return stored, false, nil
+}
+
+// surveyChunk is of how many namespaces the snapshots are loaded at once.
+const surveyChunk = 100
+
+// survey loads what is published of every namespace, once: what is gone from the first of them is measured by that.
+func (r *SnapshotReconciler) survey(ctx context.Context) error {
+	r.surveying.Lock()
+	defer r.surveying.Unlock()
+	if r.surveyed {
+		return nil
+	}
+	list := &metav1.PartialObjectMetadataList{}
+	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NamespaceList"))
+	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("listing namespaces: %w", err)
+	}
+	for some := range slices.Chunk(list.Items, surveyChunk) {
+		names := make([]string, len(some))
+		for i := range some {
+			names[i] = some[i].Name
+		}
+		snapshots, err := r.store.Load(ctx, names...)
+		if err != nil {
+			return fmt.Errorf("reading the config store: %w", err)
+		}
+		for name, s := range snapshots {
+			if _, known := r.memory.of(name); !known {
+				r.memory.keep(name, s, lasts(s))
+			}
+		}
+	}
+	r.surveyed = true
+	return nil
 }
 
 // decide judges every policy, and keeps the specs that are newly accepted before anything enforces them.
@@ -214,22 +282,28 @@ func refsOf(policies []v1alpha1.RateLimitPolicy, accepted map[types.UID]*lastAcc
 }
 
 // publish brings the store up to date, and gives what it holds then.
-func (r *SnapshotReconciler) publish(ctx context.Context, namespace string, decided decisions, base configstore.Snapshot, lost bool) (configstore.Snapshot, error) {
+func (r *SnapshotReconciler) publish(ctx context.Context, namespace string, decided decisions, base configstore.Snapshot, lost, awaited bool) (configstore.Snapshot, error) {
 	epoch, err := r.leadership.claimed(ctx)
 	if err != nil {
 		return base, err
 	}
-	next := decided.snapshot(namespace, base, epoch)
-	if lost || next.Revision != base.Revision {
+	next := decided.snapshot(namespace, base, epoch, awaited)
+	lasting := awaited || lasts(next)
+	if lost && lasting || next.Revision != base.Revision {
 		if err := r.store.Publish(ctx, next); err != nil {
 			r.leadership.note(err)
 			return base, fmt.Errorf("publishing limits: %w", err)
 		}
 		log.FromContext(ctx).Info("published limits", "policies", len(next.Policies), "revision", next.Revision.String(), "restored", next.Revision == base.Revision)
 	}
-	r.memory.keep(namespace, next)
+	r.memory.keep(namespace, next, lasting)
 	return next, nil
 }
+
+// lasts says whether a snapshot is to be restored when the store has lost it. One that was published for the sidecars
+// alone, before there was any policy, may expire when the namespace has none any more. Once there have been policies
+// it may not: an old store must not bring them back.
+func lasts(s configstore.Snapshot) bool { return len(s.Policies) > 0 || s.Revision.Number > 1 }
 
 // Start watches over what was published until ctx is done: a snapshot that the store has lost, or that it
 // could not take, is brought back. It fails when a later leader has claimed the store.
@@ -274,12 +348,7 @@ func (r *SnapshotReconciler) restoreLost(ctx context.Context) error {
 }
 
 // gone says whether a namespace doesn't exist any more. What the store has of it expires by itself.
-func (r *SnapshotReconciler) gone(ctx context.Context, namespace string) (bool, error) {
-	meta := &metav1.PartialObjectMetadata{}
-	meta.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-	err := r.client.Get(ctx, types.NamespacedName{Name: namespace}, meta)
-	if err != nil && !apierrors.IsNotFound(err) {
-		return false, fmt.Errorf("looking up namespace %s: %w", namespace, err)
-	}
-	return err != nil, nil
+func (r *SnapshotReconciler) gone(ctx context.Context, name string) (bool, error) {
+	namespace, err := namespaceNamed(ctx, r.client, name)
+	return namespace == nil && err == nil, err
 }

@@ -5,8 +5,10 @@ package inject
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
 )
@@ -55,6 +57,26 @@ func skip(reason, format string, args ...any) *Skip {
 
 func invalid(annotation, format string, args ...any) *Skip {
 	return skip(ReasonInvalidAnnotation, "%s: %s", annotation, fmt.Sprintf(format, args...))
+}
+
+// Wanted says whether a pod with these labels is to have the sidecar, in that namespace.
+func Wanted(labels map[string]string, ns Namespace) bool {
+	return notWanted(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: labels}}, ns) == nil
+}
+
+// ReasonIn gives the reason of a skip that was written onto a pod. It is empty for what is none of ours.
+func ReasonIn(annotation string) string {
+	reason, _, _ := strings.Cut(annotation, ":")
+	if !slices.Contains(told, reason) {
+		return ""
+	}
+	return reason
+}
+
+// told are the reasons that are written onto pods.
+var told = []string{
+	ReasonHostNetwork, ReasonHostPort, ReasonPlatform, ReasonNameClash, ReasonPortClash, ReasonNoHTTPPort, ReasonInvalidAnnotation,
+	ReasonPodSecurity,
 }
 
 // notWanted heeds the pod before its namespace. Only a namespace that forbids the sidecar has the last word.

@@ -24,6 +24,9 @@ type Report struct {
 	Revision configstore.Revision `json:"revision"`
 	// Degraded says that its counters didn't answer some request in the last ten seconds.
 	Degraded bool `json:"degraded,omitempty"`
+	// Ports are the numbers of the application's ports that it stands before, by the names of its listeners. It
+	// is nil in reports of releases that don't tell.
+	Ports map[string]int32 `json:"ports,omitempty"`
 	// Limits are those that requests met in the last five minutes, in order of their names.
 	Limits []Limit `json:"limits,omitempty"`
 }

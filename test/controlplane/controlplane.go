@@ -32,10 +32,23 @@ type ControlPlane struct {
 	env *envtest.Environment
 }
 
+// Options are what a control plane may have.
+type Options struct {
+	// AuditLog is the file that tells of every request when it has been answered, and of a watch when it begins too:
+	// an event of audit.k8s.io/v1 a line, without objects. Empty is none.
+	AuditLog string
+}
+
+// auditPolicy has no request told before it is known to be allowed.
+const auditPolicy = `{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}`
+
 // Start starts a control plane, in about 4 seconds. Its binaries are those of KUBEBUILDER_ASSETS or else
 // those of hack/control-plane.sh, which first builds them where that hasn't been done. The caller must
 // Stop it: its processes outlive this one.
-func Start() (*ControlPlane, error) {
+func Start() (*ControlPlane, error) { return StartWith(Options{}) }
+
+// StartWith is Start with options.
+func StartWith(o Options) (*ControlPlane, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return nil, err
@@ -49,12 +62,27 @@ func Start() (*ControlPlane, error) {
 		CRDDirectoryPaths:     []string{filepath.Join(root, "config", "crd", "bases")},
 		ErrorIfCRDPathMissing: true,
 	}
+	if o.AuditLog != "" {
+		if err := audit(env, o.AuditLog); err != nil {
+			return nil, err
+		}
+	}
 	cfg, err := env.Start()
 	if err != nil {
 		// What did start must not be left behind.
 		return nil, errors.Join(fmt.Errorf("starting the control plane of %s: %w", assets, err), env.Stop())
 	}
 	return &ControlPlane{Config: cfg, Kubeconfig: env.KubeConfig, Kubectl: kubectl(assets), Root: root, env: env}, nil
+}
+
+// audit has the API server write an audit log.
+func audit(env *envtest.Environment, log string) error {
+	policy := log + ".policy"
+	if err := os.WriteFile(policy, []byte(auditPolicy), 0o600); err != nil {
+		return fmt.Errorf("writing the audit policy: %w", err)
+	}
+	env.ControlPlane.GetAPIServer().Configure().Set("audit-policy-file", policy).Set("audit-log-path", log)
+	return nil
 }
 
 // Stop ends the control plane with all that it holds.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -53,7 +54,16 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
-	options = playground.Options{Binaries: dir, Dir: dir, Sidecars: sidecars}
+	// Namespaces that opt in get what sidecars would log in with, although this Redis knows no users.
+	credentials := filepath.Join(dir, "credentials")
+	if err := writeCredentials(credentials); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	options = playground.Options{
+		Binaries: dir, Dir: dir, Sidecars: sidecars, AuditLog: filepath.Join(dir, "audit.log"),
+		ManagerFlags: []string{"--sidecar-redis-credentials", credentials},
+	}
 	weir, err = playground.Start(ctx, options)
 	code := 1
 	if err == nil {
@@ -70,6 +80,18 @@ func run(m *testing.M) int {
 	}
 	_ = os.RemoveAll(dir)
 	return 0
+}
+
+func writeCredentials(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	for _, name := range []string{"username", "password"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("anything"), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // apply applies a policy of this name and spec, and has it deleted, and lifted, when the test ends.

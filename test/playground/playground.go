@@ -44,6 +44,10 @@ type Options struct {
 	Dir string
 	// Sidecars is how many enforcers to run. Each is in front of the same application.
 	Sidecars int
+	// ManagerFlags are given to each manager, beside those that it needs.
+	ManagerFlags []string
+	// AuditLog is the file that tells of every request to the API server. Empty is none.
+	AuditLog string
 	// Progress is told what is being started. Nil is nobody.
 	Progress func(what string)
 }
@@ -54,7 +58,7 @@ type Playground struct {
 	// Kubeconfig is the path of an administrator's.
 	Kubeconfig string
 	Redis      *redistest.Server
-	Manager    *Process
+	Manager    *Manager
 	Sidecars   []*Sidecar
 
 	app *http.Server
@@ -126,7 +130,7 @@ func (p *Playground) KubectlWith(ctx context.Context, stdin string, args ...stri
 
 func (p *Playground) startControlPlane(ctx context.Context, o Options) error {
 	var err error
-	if p.ControlPlane, err = controlplane.Start(); err != nil {
+	if p.ControlPlane, err = controlplane.StartWith(controlplane.Options{AuditLog: o.AuditLog}); err != nil {
 		return err
 	}
 	p.Kubeconfig = filepath.Join(o.Dir, "kubeconfig")
@@ -164,39 +168,21 @@ func (p *Playground) startApplication(ctx context.Context, _ Options) error {
 	return nil
 }
 
-// startManager installs Weir as kustomize would, and runs the manager with the rights that this gives it. Of
-// the Deployment nothing comes: there is no kubelet.
+// startManager installs Weir as kustomize would, and runs the manager. Of the Deployment nothing comes: there is no
+// kubelet.
 func (p *Playground) startManager(ctx context.Context, o Options) error {
 	if _, err := p.Kubectl(ctx, "apply", "--kustomize", filepath.Join(p.ControlPlane.Root, "config", "default")); err != nil {
 		return err
 	}
-	kubeconfig := filepath.Join(o.Dir, "manager.kubeconfig")
-	if err := impersonate(p.Kubeconfig, "system:serviceaccount:weir-system:weir-manager", kubeconfig); err != nil {
+	var err error
+	if p.Manager, err = p.NewManager(ctx, o, "manager", p.Kubeconfig); err != nil {
 		return err
 	}
-	health, err := freeAddress(ctx)
-	if err != nil {
-		return err
-	}
-	webhooks, err := freeAddress(ctx)
-	if err != nil {
-		return err
-	}
-	_, webhookPort, err := net.SplitHostPort(webhooks)
-	if err != nil {
-		return fmt.Errorf("reading the port of the webhooks: %w", err)
-	}
-	p.Manager = newProcess(o.Dir, "manager", filepath.Join(o.Binaries, "weir-manager"), []string{
-		"--kubeconfig", kubeconfig, "--redis", p.Redis.URL(), "--instance", instance,
-		"--leader-elect", "--leader-election-namespace", "weir-system",
-		"--namespace", "weir-system", "--webhook-port", webhookPort,
-		"--metrics-bind-address", "0", "--health-probe-bind-address", health,
-	}, nil)
 	if err := p.Manager.Start(); err != nil {
 		return err
 	}
 	// It is ready when it has made its certificate, and had the API server trust it.
-	if err := await(ctx, p.Manager, func(ctx context.Context) bool { return ok(ctx, "http://"+health+"/readyz") }); err != nil {
+	if err := await(ctx, p.Manager.Process, func(ctx context.Context) bool { return ok(ctx, p.Manager.Health+"/readyz") }); err != nil {
 		return err
 	}
 	// Without nodes no Service leads anywhere: the API server would ask in vain.

@@ -76,6 +76,15 @@ func (p *Process) Stop() error {
 	return nil
 }
 
+// Pause keeps it from doing anything, its connections open, until [Process.Resume].
+func (p *Process) Pause() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Resume ends a [Process.Pause].
+func (p *Process) Resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+
+// Ended is closed when it has ended, by itself or not. It must have been started.
+func (p *Process) Ended() <-chan struct{} { return p.done }
+
 // Kill ends it at once.
 func (p *Process) Kill() {
 	if !p.running() {
