@@ -33,23 +33,32 @@ func (o outcomes) Record(id limiter.LimitID, outcome limiter.Outcome) {
 	o[id.Limit] = append(o[id.Limit], outcome)
 }
 
+// down is why a store that is failing does.
+var down = errors.New("no route to the store")
+
+func failing([]limiter.Hit) ([]limiter.Verdict, error) { return nil, down }
+
+func unasked([]limiter.Hit) ([]limiter.Verdict, error) { panic("the store was asked") }
+
+func answering(verdicts ...limiter.Verdict) storeFunc {
+	return func([]limiter.Hit) ([]limiter.Verdict, error) { return verdicts, nil }
+}
+
+func asShadow(h limiter.Hit) limiter.Hit {
+	h.Shadow = true
+	return h
+}
+
 func TestEngine(t *testing.T) {
-	down := errors.New("no route to the store")
 	var (
-		a, b      = hit("a"), hit("b")
-		shadow    = with(hit("shadow"), func(h *limiter.Hit) { h.Shadow = true })
-		closed    = with(hit("closed"), func(h *limiter.Hit) { h.OnFailure = limiter.FailClosed })
-		deny      = with(hit("deny"), func(h *limiter.Hit) { h.Deny, h.Key = true, "" })
-		allowed   = limiter.Verdict{Allowed: true, Remaining: 4, ResetAfter: time.Second}
-		short     = limiter.Verdict{RetryAfter: time.Second, ResetAfter: time.Second}
-		long      = limiter.Verdict{RetryAfter: time.Minute, ResetAfter: time.Second}
-		never     = limiter.Verdict{RetryAfter: limiter.Never, ResetAfter: time.Second}
-		asShadow  = func(h limiter.Hit) limiter.Hit { h.Shadow = true; return h }
-		failing   = func([]limiter.Hit) ([]limiter.Verdict, error) { return nil, down }
-		unasked   = func([]limiter.Hit) ([]limiter.Verdict, error) { panic("the store was asked") }
-		answering = func(verdicts ...limiter.Verdict) storeFunc {
-			return func([]limiter.Hit) ([]limiter.Verdict, error) { return verdicts, nil }
-		}
+		a, b    = hit("a"), hit("b")
+		shadow  = with(hit("shadow"), func(h *limiter.Hit) { h.Shadow = true })
+		closed  = with(hit("closed"), func(h *limiter.Hit) { h.OnFailure = limiter.FailClosed })
+		deny    = with(hit("deny"), func(h *limiter.Hit) { h.Deny, h.Key = true, "" })
+		allowed = limiter.Verdict{Allowed: true, Remaining: 4, ResetAfter: time.Second}
+		short   = limiter.Verdict{RetryAfter: time.Second, ResetAfter: time.Second}
+		long    = limiter.Verdict{RetryAfter: time.Minute, ResetAfter: time.Second}
+		never   = limiter.Verdict{RetryAfter: limiter.Never, ResetAfter: time.Second}
 	)
 	tests := map[string]struct {
 		hits     []limiter.Hit
