@@ -4,8 +4,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
@@ -36,6 +38,21 @@ func (f *flaky) next() error {
 func lines() (logr.Logger, *[]string) {
 	var logged []string
 	return funcr.New(func(_, args string) { logged = append(logged, args) }, funcr.Options{}), &logged
+}
+
+func TestWhyTheStoreFailedIsToldForTenSeconds(t *testing.T) {
+	log, _ := lines()
+	store := watch(&flaky{errs: []error{io.EOF, fmt.Errorf("%w: %w", limiter.ErrNotAsked, goredis.ErrPoolTimeout), nil}}, log)
+	now := time.Now()
+	got := []string{store.reason(now)}
+	for range 3 {
+		_, _ = store.Take(t.Context(), nil)
+		got = append(got, store.reason(time.Now()))
+	}
+	got = append(got, store.reason(time.Now().Add(toldFor)))
+	if diff := cmp.Diff([]string{"", "unreachable", "timeout", "timeout", ""}, got); diff != "" {
+		t.Errorf("reasons (-want +got):\n%s", diff)
+	}
 }
 
 const unreachable = `"msg"="the store did not answer" "error"="EOF" "reason"="unreachable"`

@@ -23,6 +23,8 @@ const observeInterval = time.Second
 // reader reads what the enforcers of some namespaces report.
 type reader interface {
 	Read(ctx context.Context, namespaces ...string) (map[string][]usage.Observed, error)
+	// Check says why enforcers can't report, if that is the store's doing.
+	Check(ctx context.Context) error
 }
 
 // Observer puts on the [Board] what enforcers report. It runs on the leader only.
@@ -55,6 +57,9 @@ func (o *Observer) Start(ctx context.Context) error {
 func (o *Observer) observe(ctx context.Context) error {
 	namespaces, err := o.namespaces(ctx)
 	if err != nil {
+		return err
+	}
+	if err := o.reports.Check(ctx); err != nil {
 		return err
 	}
 	reports, err := o.reports.Read(ctx, namespaces...)
@@ -96,7 +101,7 @@ func observe(reports []usage.Observed) observed {
 	o := observed{enforcers: reports, totals: usage.Totals(reports)}
 	lines := make([]string, 0, len(o.enforcers)+len(o.totals))
 	for _, e := range o.enforcers {
-		lines = append(lines, fmt.Sprint(e.Enforcer, e.Revision, e.Age > silence, e.Age > forgotten, e.Degraded))
+		lines = append(lines, fmt.Sprint(e.Enforcer, e.Revision, e.Age > silence, e.Age > forgotten, e.Degraded, e.Reason))
 	}
 	for id, total := range o.totals {
 		o.totals[id] = total.Rounded()
