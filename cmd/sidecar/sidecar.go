@@ -54,6 +54,8 @@ type sidecar struct {
 	reporter *usage.Reporter
 	metrics  *prometheus.Registry
 	clients  []goredis.UniversalClient
+	// pace is what all clients connect at.
+	pace redisclient.Pace
 }
 
 // newSidecar wires a sidecar. It opens no connection and waits for nothing.
@@ -166,7 +168,7 @@ func (s *sidecar) joinCluster() error {
 
 // openRedis opens a client. Its connections come with the first command.
 func (s *sidecar) openRedis(flag, url string, open func(url string, options ...redisclient.Option) (goredis.UniversalClient, error)) (goredis.UniversalClient, error) {
-	var options []redisclient.Option
+	options := []redisclient.Option{redisclient.Paced(&s.pace)}
 	if dir := s.options.credentialsDir; dir != "" {
 		options = append(options, redisclient.CredentialsIn(dir))
 	}
