@@ -4,7 +4,7 @@ package redisclient
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -56,6 +56,7 @@ type trouble struct {
 func (t *trouble) note(err error) {
 	reason := Reason(err)
 	switch {
+	case errors.As(err, new(tooSoonError)): // It was not heard of the server.
 	case err == nil:
 		if t.last.Load() != nil { // Loading alone keeps the usual case cheap.
 			t.last.Store(nil)
@@ -70,11 +71,19 @@ func (t *trouble) wait(now time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if last := t.last.Load(); last != nil && now.Before(t.next) {
-		return fmt.Errorf("waiting to connect again: %w", *last)
+		return tooSoonError{*last}
 	}
 	t.next = now.Add(dialPause + rand.N(dialPause/4)) //nolint:gosec // Nobody gains by guessing it.
 	return nil
 }
+
+// tooSoonError is why a server is not dialed, with why the last who did was not let in.
+type tooSoonError struct{ error }
+
+func (e tooSoonError) Error() string { return "waiting to connect again: " + e.error.Error() }
+
+// Unwrap gives what was heard of the server.
+func (e tooSoonError) Unwrap() error { return e.error }
 
 // DialHook is part of [redis.Hook].
 func (t *trouble) DialHook(next redis.DialHook) redis.DialHook {
