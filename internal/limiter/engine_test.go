@@ -33,10 +33,10 @@ func (o outcomes) Record(id limiter.LimitID, outcome limiter.Outcome) {
 	o[id.Limit] = append(o[id.Limit], outcome)
 }
 
-// down is why a store that is failing does.
-var down = errors.New("no route to the store")
+// errDown is why a store that is failing does.
+var errDown = errors.New("no route to the store")
 
-func failing([]limiter.Hit) ([]limiter.Verdict, error) { return nil, down }
+func failing([]limiter.Hit) ([]limiter.Verdict, error) { return nil, errDown }
 
 func unasked([]limiter.Hit) ([]limiter.Verdict, error) { panic("the store was asked") }
 
@@ -151,19 +151,19 @@ func TestEngine(t *testing.T) {
 		"a store that fails lets open limits through": {
 			hits:     []limiter.Hit{a, b},
 			store:    failing,
-			want:     limiter.Decision{Allowed: true, Err: down},
+			want:     limiter.Decision{Allowed: true, Err: errDown},
 			outcomes: outcomes{"a": {limiter.FailedOpen}, "b": {limiter.FailedOpen}},
 		},
 		"a store that fails makes one closed limit refuse": {
 			hits:     []limiter.Hit{a, closed},
 			store:    failing,
-			want:     limiter.Decision{By: &closed, Err: down},
+			want:     limiter.Decision{By: &closed, Err: errDown},
 			outcomes: outcomes{"closed": {limiter.FailedClosed}},
 		},
 		"a store that fails makes no shadow limit refuse": {
 			hits:     []limiter.Hit{a, asShadow(closed)},
 			store:    failing,
-			want:     limiter.Decision{Allowed: true, Err: down},
+			want:     limiter.Decision{Allowed: true, Err: errDown},
 			outcomes: outcomes{"a": {limiter.FailedOpen}, "closed": {limiter.FailedOpen}},
 		},
 	}

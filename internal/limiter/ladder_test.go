@@ -37,7 +37,7 @@ func TestWithoutTheStore(t *testing.T) {
 		"a local limit decides by the replica's own counters": {
 			hits:     []limiter.Hit{local},
 			own:      answering(yes),
-			want:     limiter.Decision{Allowed: true, Hits: []limiter.Hit{local}, Verdicts: []limiter.Verdict{yes}, Err: down},
+			want:     limiter.Decision{Allowed: true, Hits: []limiter.Hit{local}, Verdicts: []limiter.Verdict{yes}, Err: errDown},
 			outcomes: outcomes{"local": {limiter.LocalAllowed}},
 		},
 		"a local limit that refuses is an answer": {
@@ -51,13 +51,13 @@ func TestWithoutTheStore(t *testing.T) {
 		"a closed limit refuses whatever a local one would say": {
 			hits:     []limiter.Hit{local, closed, open},
 			own:      storeFunc(unasked),
-			want:     limiter.Decision{By: &closed, Err: down},
+			want:     limiter.Decision{By: &closed, Err: errDown},
 			outcomes: outcomes{"closed": {limiter.FailedClosed}},
 		},
 		"an open limit lets through what a local one admits": {
 			hits:     []limiter.Hit{open, local},
 			own:      answering(yes),
-			want:     limiter.Decision{Allowed: true, Hits: []limiter.Hit{local}, Verdicts: []limiter.Verdict{yes}, Err: down},
+			want:     limiter.Decision{Allowed: true, Hits: []limiter.Hit{local}, Verdicts: []limiter.Verdict{yes}, Err: errDown},
 			outcomes: outcomes{"open": {limiter.FailedOpen}, "local": {limiter.LocalAllowed}},
 		},
 		"an open limit saves nothing that a local one refuses": {
@@ -75,13 +75,13 @@ func TestWithoutTheStore(t *testing.T) {
 		"a local limit in the shadow refuses nobody": {
 			hits:     []limiter.Hit{asShadow(local)},
 			own:      answering(no),
-			want:     limiter.Decision{Allowed: true, Hits: []limiter.Hit{asShadow(local)}, Verdicts: []limiter.Verdict{no}, Err: down},
+			want:     limiter.Decision{Allowed: true, Hits: []limiter.Hit{asShadow(local)}, Verdicts: []limiter.Verdict{no}, Err: errDown},
 			outcomes: outcomes{"local": {limiter.ShadowDenied}},
 		},
 		"a limit that each replica counts by itself needs no store, and never fails": {
 			hits:     []limiter.Hit{alone, open},
 			own:      answering(yes),
-			want:     limiter.Decision{Allowed: true, Hits: []limiter.Hit{alone}, Verdicts: []limiter.Verdict{yes}, Err: down},
+			want:     limiter.Decision{Allowed: true, Hits: []limiter.Hit{alone}, Verdicts: []limiter.Verdict{yes}, Err: errDown},
 			outcomes: outcomes{"closed": {limiter.Allowed}, "open": {limiter.FailedOpen}},
 		},
 		"a limit that each replica counts by itself refuses as ever": {
@@ -93,7 +93,7 @@ func TestWithoutTheStore(t *testing.T) {
 		"what no counter can decide is let through": {
 			hits:     []limiter.Hit{broken},
 			own:      memorystore.New(memorystore.Options{}),
-			want:     limiter.Decision{Allowed: true, Err: down},
+			want:     limiter.Decision{Allowed: true, Err: errDown},
 			outcomes: outcomes{"local": {limiter.FailedOpen}},
 		},
 	}
@@ -203,7 +203,7 @@ type inTurn struct {
 
 func (s *inTurn) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
 	if s.left == 0 {
-		return nil, down
+		return nil, errDown
 	}
 	s.left--
 	return s.Store.Take(ctx, hits)
