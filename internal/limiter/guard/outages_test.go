@@ -298,6 +298,27 @@ func historyOf(t *testing.T, seed uint64, mode limiter.FailureMode, l limiter.Li
 	return h
 }
 
+// Replicas that nobody knows of make it as much more as there are more of them.
+func TestOutagesWithReplicasThatNobodyKnows(t *testing.T) {
+	for _, replicas := range []struct{ known, there int }{{4, 4}, {4, 3}, {2, 6}, {1, 5}, {3, 4}} {
+		t.Run(fmt.Sprintf("%d known, %d there", replicas.known, replicas.there), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 100, Window: time.Hour}
+				admitted := 0
+				for range replicas.there {
+					own := guard.NewOwn(memorystore.New(memorystore.Options{}), &still{share: 1 / float64(replicas.known)})
+					admitted += admits(t, own, 200, local("a", l))
+				}
+				most := 100*replicas.there/replicas.known + replicas.there
+				t.Logf("expected: at most %d; measured: %d", most, admitted)
+				if admitted > most {
+					t.Errorf("%d were admitted", admitted)
+				}
+			})
+		})
+	}
+}
+
 // An outage begins with what is left, not with a fresh budget: what all admit in the window of entry is what the
 // limit has, and what came since each replica last asked.
 func TestOutagesBeginWithWhatIsLeft(t *testing.T) {
