@@ -19,13 +19,18 @@ const (
 	// probeInterval is how long an open circuit waits after a probe has failed. A store that is back is
 	// noticed this much later at most.
 	probeInterval = 200 * time.Millisecond
+	// probePatience is how long the caller of a probe waits for it: most who are back answer sooner. maxProbe is how
+	// long the probe itself does.
+	probePatience = time.Millisecond
+	maxProbe      = 500 * time.Millisecond
 )
 
 // Circuit spares callers the wait for somebody who doesn't answer. After five failures in a row, and 30 ms without
 // an answer, it is open: its calls fail at once, with an error that wraps [limiter.ErrNotAsked] and the last
 // failure. One call at a time is let through as a probe, the first at once, the next 200 ms after one that
 // failed, and the first answer closes the circuit. So who only stumbled is asked again after one probe, however
-// many waited for it.
+// many waited for it. The caller of a probe waits for a millisecond; then it is told the last failure, and the call
+// goes on without it, for half a second at most.
 //
 // A failure is an error that unanswered is true of, or a call whose [Deadline] has passed, unless the caller gave
 // up by itself: callers who are in a hurry say nothing about whom they ask. Other errors count neither way.
@@ -49,13 +54,17 @@ func NewCircuit(unanswered func(error) bool) *Circuit {
 	return &Circuit{unanswered: unanswered}
 }
 
-// Do makes a call, unless the circuit is open. The error is that of the call, or says that it was not made.
-func (c *Circuit) Do(ctx context.Context, call func() error) error {
+// Do makes a call, unless the circuit is open. The error is that of the call, or says why there is none, or no answer
+// to it yet: the call may then still go on, and what it writes must not be read.
+func (c *Circuit) Do(ctx context.Context, call func(context.Context) error) error {
 	probe, err := c.admit()
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case probe:
+		return c.probe(ctx, call)
 	}
-	err = call()
+	err = call(ctx)
 	if err != nil && spent(ctx) {
 		err = errSpent
 	}
@@ -63,11 +72,42 @@ func (c *Circuit) Do(ctx context.Context, call func() error) error {
 	case err == nil:
 		c.succeed()
 	case c.unanswered(err) && (ctx.Err() == nil || spent(ctx)):
-		c.fail(err, probe)
-	case probe:
-		c.release()
+		c.fail(err, false)
 	}
 	return err
+}
+
+// probe makes a call that doesn't end with its caller's patience.
+func (c *Circuit) probe(ctx context.Context, call func(context.Context) error) error {
+	result := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxProbe)
+		defer cancel()
+		err := call(ctx)
+		switch {
+		case err == nil:
+			c.succeed()
+		case c.unanswered(err):
+			c.fail(err, true)
+		default:
+			c.release()
+		}
+		result <- err
+	}()
+	patience := time.NewTimer(probePatience)
+	defer patience.Stop()
+	select {
+	case err := <-result:
+		return err
+	case <-patience.C:
+		return fmt.Errorf("waiting for a probe: %w", c.lastFailure())
+	}
+}
+
+func (c *Circuit) lastFailure() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last
 }
 
 // admit says whether the call is a probe, or why it must not be made.
@@ -121,20 +161,24 @@ type breaker struct {
 }
 
 // Take implements [limiter.Store].
-func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) (verdicts []limiter.Verdict, err error) {
-	err = b.circuit.Do(ctx, func() error {
+func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
+	var verdicts []limiter.Verdict
+	err := b.circuit.Do(ctx, func(ctx context.Context) (err error) {
 		verdicts, err = b.store.Take(ctx, hits)
 		return err
 	})
-	return verdicts, err
+	if err != nil {
+		return nil, err
+	}
+	return verdicts, nil
 }
 
 // Refund implements [limiter.Store].
 func (b *breaker) Refund(ctx context.Context, charges []limiter.Charge) error {
-	return b.circuit.Do(ctx, func() error { return b.store.Refund(ctx, charges) })
+	return b.circuit.Do(ctx, func(ctx context.Context) error { return b.store.Refund(ctx, charges) })
 }
 
 // Renew implements [limiter.Store].
 func (b *breaker) Renew(ctx context.Context, charges []limiter.Charge) error {
-	return b.circuit.Do(ctx, func() error { return b.store.Renew(ctx, charges) })
+	return b.circuit.Do(ctx, func(ctx context.Context) error { return b.store.Renew(ctx, charges) })
 }

@@ -16,7 +16,11 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/guard"
 )
 
-const probeInterval = 200 * time.Millisecond
+const (
+	probeInterval = 200 * time.Millisecond
+	// maxProbe is how long a probe goes on after its caller has gone.
+	maxProbe = 500 * time.Millisecond
+)
 
 var errSilent = errors.New("silent")
 
@@ -57,6 +61,8 @@ func TestBreaker(t *testing.T) {
 					_, err := store.Take(t.Context(), nil)
 					return err
 				})
+				time.Sleep(maxProbe)
+				synctest.Wait()
 			})
 		})
 	}
@@ -101,20 +107,21 @@ func TestBreaker(t *testing.T) {
 		time.Sleep(budget)
 		synctest.Wait()
 	})
-	run("after five failures and a probe nobody waits, and everybody knows why", func(t *testing.T, p *patient, take func() error) {
+	run("after five failures nobody waits, but for a millisecond who probes, and everybody knows why", func(t *testing.T, p *patient, take func() error) {
 		p.err, p.delay = errSilent, budget
 		start := time.Now()
 		fail(take, 6)
-		if took := time.Since(start); took != 6*budget {
-			t.Errorf("six failures took %s", took)
+		failed := time.Since(start)
+		if failed != 5*budget+time.Millisecond {
+			t.Errorf("six failures took %s", failed)
 		}
 		for range 1000 {
 			if err := take(); !errors.Is(err, limiter.ErrNotAsked) || !errors.Is(err, errSilent) {
 				t.Fatalf("the error is %v", err)
 			}
 		}
-		if took := time.Since(start); took != 6*budget {
-			t.Errorf("a thousand more took %s", took-6*budget)
+		if took := time.Since(start); took != failed {
+			t.Errorf("a thousand more took %s", took-failed)
 		}
 		wantCalls(t, p, 6)
 	})
@@ -154,6 +161,20 @@ func TestBreaker(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	})
+	run("a probe that takes longer than its caller waits closes the breaker all the same", func(t *testing.T, p *patient, take func() error) {
+		p.err = errSilent
+		fail(take, 6)
+		p.err, p.delay = nil, 10*time.Millisecond
+		time.Sleep(probeInterval)
+		if err := take(); !errors.Is(err, errSilent) || errors.Is(err, limiter.ErrNotAsked) {
+			t.Errorf("the error is %v", err)
+		}
+		time.Sleep(p.delay)
+		if err := take(); err != nil {
+			t.Error(err)
+		}
+		wantCalls(t, p, 8)
 	})
 	run("errors that are answers open nothing", func(t *testing.T, p *patient, take func() error) {
 		p.err = limiter.ErrInvalid
@@ -233,7 +254,7 @@ func TestCircuitWithinADeadline(t *testing.T) {
 			t.Errorf("budgets that were spent have not opened the circuit: %v", err)
 		}
 		p.delay = 0
-		time.Sleep(probeInterval)
+		time.Sleep(maxProbe + probeInterval) // The probe was under way when the budget of its caller was spent.
 		if _, err := store.Take(t.Context(), nil); err != nil {
 			t.Error(err)
 		}
