@@ -19,8 +19,9 @@ import (
 const dialPause = 200 * time.Millisecond
 
 // Pace bounds how often clients that share it connect in vain: to each server five times a second at most, while the
-// last that was heard of it is that it can't be reached, doesn't answer, or refuses their password. Who would connect
-// sooner is told that again. The zero value is ready for use, and safe for concurrent use.
+// last that was heard of it is that it can't be reached or doesn't answer, and half as often while that is that it
+// refuses their password. Who would connect sooner is told that again. The zero value is ready for use, and safe for
+// concurrent use.
 type Pace struct {
 	mu       sync.Mutex
 	troubles map[string]*trouble
@@ -70,10 +71,14 @@ func (t *trouble) note(err error) {
 func (t *trouble) wait(now time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if last := t.last.Load(); last != nil && now.Before(t.next) {
+	last, pause := t.last.Load(), dialPause
+	if last != nil && now.Before(t.next) {
 		return tooSoonError{*last}
 	}
-	t.next = now.Add(dialPause + rand.N(dialPause/4)) //nolint:gosec // Nobody gains by guessing it.
+	if last != nil && LoggedOut(*last) {
+		pause *= 2 // The library tries a password twice on each connection.
+	}
+	t.next = now.Add(pause + rand.N(pause/4)) //nolint:gosec // Nobody gains by guessing it.
 	return nil
 }
 
