@@ -4,6 +4,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -19,8 +20,8 @@ const (
 	// probeInterval is how long an open circuit waits after a probe has failed. A store that is back is
 	// noticed this much later at most.
 	probeInterval = 200 * time.Millisecond
-	// probePatience is how long the caller of a probe waits for it: most who are back answer sooner. maxProbe is how
-	// long the probe itself does.
+	// probePatience is how long the caller of a probe waits for somebody who hangs: most who are back answer sooner.
+	// maxProbe is how long the probe itself does.
 	probePatience = time.Millisecond
 	maxProbe      = 500 * time.Millisecond
 )
@@ -29,8 +30,8 @@ const (
 // an answer, it is open: its calls fail at once, with an error that wraps [limiter.ErrNotAsked] and the last
 // failure. One call at a time is let through as a probe, the first at once, the next 200 ms after one that
 // failed, and the first answer closes the circuit. So who only stumbled is asked again after one probe, however
-// many waited for it. The caller of a probe waits for a millisecond; then it is told the last failure, and the call
-// goes on without it, for half a second at most.
+// many waited for it. The caller of a probe waits for it; but once a budget was spent on who doesn't answer, a
+// millisecond only. Then it is told the last failure, and the call goes on without it, for half a second at most.
 //
 // A failure is an error that unanswered is true of, or a call whose [Deadline] has passed, unless the caller gave
 // up by itself: callers who are in a hurry say nothing about whom they ask. Other errors count neither way.
@@ -44,6 +45,8 @@ type Circuit struct {
 	last     error
 	answered time.Time
 	open     bool
+	// hangs says that a budget was spent since the last answer.
+	hangs bool
 	// While the circuit is open: whether a probe is under way, and else when the next may be.
 	probing bool
 	next    time.Time
@@ -94,20 +97,26 @@ func (c *Circuit) probe(ctx context.Context, call func(context.Context) error) e
 		}
 		result <- err
 	}()
-	patience := time.NewTimer(probePatience)
-	defer patience.Stop()
+	last, patience := c.failing()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
 	select {
 	case err := <-result:
 		return err
-	case <-patience.C:
-		return fmt.Errorf("waiting for a probe: %w", c.lastFailure())
+	case <-timer.C:
+	case <-ctx.Done():
 	}
+	return fmt.Errorf("waiting for a probe: %w", last)
 }
 
-func (c *Circuit) lastFailure() error {
+// failing gives the last failure, and how long the caller of a probe waits.
+func (c *Circuit) failing() (last error, patience time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.last
+	if c.hangs {
+		return c.last, probePatience
+	}
+	return c.last, maxProbe
 }
 
 // admit says whether the call is a probe, or why it must not be made.
@@ -128,7 +137,7 @@ func (c *Circuit) succeed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.failures, c.answered = 0, time.Now()
-	c.open, c.probing, c.next = false, false, time.Time{}
+	c.open, c.hangs, c.probing, c.next = false, false, false, time.Time{}
 }
 
 func (c *Circuit) fail(err error, probe bool) {
@@ -137,6 +146,7 @@ func (c *Circuit) fail(err error, probe bool) {
 	now := time.Now()
 	c.failures++
 	c.last = err
+	c.hangs = c.hangs || errors.Is(err, context.DeadlineExceeded)
 	c.open = c.open || c.failures >= maxFailures && now.Sub(c.answered) >= maxSilence
 	if probe {
 		c.probing, c.next = false, now.Add(probeInterval)
