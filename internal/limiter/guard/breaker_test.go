@@ -171,6 +171,7 @@ func TestBreaker(t *testing.T) {
 			t.Errorf("a probe's caller waited for %s", took)
 		}
 		time.Sleep(budget + probeInterval)
+		synctest.Wait()
 		p.err, p.delay = nil, 10*time.Millisecond
 		if err := take(); !errors.Is(err, errSilent) || errors.Is(err, limiter.ErrNotAsked) {
 			t.Errorf("the error is %v", err)
@@ -258,6 +259,7 @@ func TestCircuitWithinADeadline(t *testing.T) {
 		if _, err := store.Take(t.Context(), nil); !late(err) || !errors.Is(err, limiter.ErrNotAsked) {
 			t.Errorf("budgets that were spent have not opened the circuit: %v", err)
 		}
+		synctest.Wait()
 		p.delay = 0
 		time.Sleep(maxProbe + probeInterval) // The probe was under way when the budget of its caller was spent.
 		if _, err := store.Take(t.Context(), nil); err != nil {
