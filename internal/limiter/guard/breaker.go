@@ -97,7 +97,7 @@ func (c *Circuit) probe(ctx context.Context, call func(context.Context) error) e
 		}
 		result <- err
 	}()
-	last, patience := c.failing()
+	patience, last := c.failing()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
@@ -109,14 +109,14 @@ func (c *Circuit) probe(ctx context.Context, call func(context.Context) error) e
 	return fmt.Errorf("waiting for a probe: %w", last)
 }
 
-// failing gives the last failure, and how long the caller of a probe waits.
-func (c *Circuit) failing() (last error, patience time.Duration) {
+// failing gives how long the caller of a probe waits, and the last failure.
+func (c *Circuit) failing() (patience time.Duration, last error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.hangs {
-		return c.last, probePatience
+		return probePatience, c.last
 	}
-	return c.last, maxProbe
+	return maxProbe, c.last
 }
 
 // admit says whether the call is a probe, or why it must not be made.
