@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/redistest"
@@ -52,6 +55,19 @@ func TestWhyTheStoreFailedIsToldForTenSeconds(t *testing.T) {
 	got = append(got, store.reason(time.Now().Add(toldFor)))
 	if diff := cmp.Diff([]string{"", "unreachable", "timeout", "timeout", ""}, got); diff != "" {
 		t.Errorf("reasons (-want +got):\n%s", diff)
+	}
+}
+
+func TestAFailureIsLoggedTenTimesASecond(t *testing.T) {
+	var log bytes.Buffer
+	store := watch(&flaky{errs: slices.Repeat([]error{io.EOF}, 1000)}, newLogger(&log, zapcore.InfoLevel))
+	begun := time.Now()
+	for range 1000 {
+		_, _ = store.Take(t.Context(), nil)
+	}
+	seconds := int(time.Since(begun)/time.Second) + 2 // Those that were begun count too.
+	if n := bytes.Count(log.Bytes(), []byte("\n")); n > 10*seconds || n < 10 {
+		t.Errorf("%d lines in %d seconds", n, seconds)
 	}
 }
 

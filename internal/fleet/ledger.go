@@ -37,7 +37,7 @@ local function write(name, a, b, c)
   redis.call('HSET', KEYS[2], name, string.format('%.0f %.0f %.0f', a, b, c))
 end
 
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if redis.call('ZCARD', KEYS[1]) == 0 then
   redis.call('DEL', KEYS[2])
 end
 local shares, demand, since = read('')

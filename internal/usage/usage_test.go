@@ -263,3 +263,35 @@ func TestRounded(t *testing.T) {
 		}
 	}
 }
+
+func TestCheck(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client(t)
+	reader := usage.NewReader(client, instance)
+	t.Run("a store that takes reports is well", func(t *testing.T) {
+		if err := reader.Check(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("so it is to a user who may write the keys of reports and no others", func(t *testing.T) {
+		if err := client.Do(t.Context(), "ACL", "SETUSER", "reader", "on", "nopass", "~weir:*:{report/*}", "+set").Err(); err != nil {
+			t.Fatal(err)
+		}
+		limited, err := redisclient.Open("redis://reader:any@" + server.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = limited.Close() }()
+		if err := usage.NewReader(limited, instance).Check(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("one that is full says so", func(t *testing.T) {
+		if err := client.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
+			t.Fatal(err)
+		}
+		if got := redisclient.Reason(reader.Check(t.Context())); got != redisclient.Full {
+			t.Errorf("the reason is %q", got)
+		}
+	})
+}
