@@ -87,11 +87,15 @@ test: ## Run all that CI runs: generated files, lint, every test, the demo
 # The race detector is in C.
 test-unit: export CGO_ENABLED := 1
 test-unit: ## Run unit and conformance tests, and those against a real API server
-	$(call TEST,unit,-race $$(go list ./... | grep -v /test/e2e))
+	$(call TEST,unit,-race $$(go list ./... | grep -v -e /test/e2e -e /test/faults))
 
 .PHONY: test-e2e
 test-e2e: build ## Run the whole way end to end, with the built binaries, and on a real node
-	$(call TEST,e2e,-p 1 -timeout 30m ./test/e2e/...)
+	$(call TEST,e2e,-p 1 -timeout 30m ./test/e2e/... ./test/faults)
+
+.PHONY: test-faults
+test-faults: ## Break the store under live traffic, and say what was expected and measured
+	@redis=$$(hack/redis.sh); export REDIS_SERVER=$$redis; set -x; go test -count=1 -v ./test/faults
 
 # TEST runs go test, with its output summed up, and kept in .ci/out/NAME.json. The servers and programs that
 # tests start are nothing that the test cache knows of, hence -count=1.

@@ -11,5 +11,6 @@ export REDIS_SERVER=$redis WEIR_TEST_LONG=1
 set -x
 CGO_ENABLED=1 go test -race -count=1 -timeout 30m -run 'TestRedisAndGoAgree|TestLinearizable|TestExactAcrossProcesses' -v ./internal/limiter/redisstore |
   grep -v '^=== RUN'
+CGO_ENABLED=1 go test -race -count=1 -timeout 30m -run 'TestOutages|TestEveryPathOfTheLadder' -v ./internal/limiter/guard | grep -v '^=== RUN'
 go -C hack/bench test -count=1 ./...
 make mutation

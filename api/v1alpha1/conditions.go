@@ -69,6 +69,14 @@ const (
 	// ReasonUnreachable goes with StoreReady=False, and with Enforced=Unknown while the manager can't
 	// read which enforcers there are, or what they report.
 	ReasonUnreachable = "Unreachable"
+	// ReasonAuthFailed goes with StoreReady=False: the store refuses the user, the password or the rights of the
+	// manager or of an enforcer.
+	ReasonAuthFailed = "AuthFailed"
+	// ReasonReadOnly goes with StoreReady=False: the store takes no writes, since it is a replica, or waits for
+	// its replicas or its disk.
+	ReasonReadOnly = "ReadOnly"
+	// ReasonStoreFull goes with StoreReady=False: the store has no memory left to count in.
+	ReasonStoreFull = "StoreFull"
 	// ReasonDegraded goes with StoreReady=False: an enforcer could not reach its counters lately, and
 	// onStoreFailure decided in their stead.
 	ReasonDegraded = "Degraded"

@@ -156,7 +156,7 @@ const (
 type OnStoreFailure struct {
 	// mode is Open (the request is admitted, and counted as failedOpen), Closed (it is refused with 503 and
 	// Retry-After) or Local (each replica keeps limiting by itself, with its share). Where limits of
-	// several modes match a request, Closed wins over Local, and Local over Open. Not supported yet: Local.
+	// several modes match a request, Closed wins over Local, and Local over Open.
 	// +kubebuilder:default=Open
 	// +optional
 	Mode OnStoreFailureMode `json:"mode,omitempty"`
@@ -181,8 +181,8 @@ const (
 // +kubebuilder:validation:XValidation:rule="!has(self.syncInterval) || self.mode == 'Leased'",message="syncInterval goes with mode Leased only",fieldPath=".syncInterval"
 type Distribution struct {
 	// mode is Exact (one shared budget, and one round trip for each request), Leased (the same budget, of
-	// which replicas take shares in advance) or PerReplica (each replica has the whole budget to itself).
-	// Not supported yet: Leased and PerReplica.
+	// which replicas take shares in advance) or PerReplica (each replica has the whole budget to itself, and
+	// counts in process). Not supported yet: Leased.
 	// +kubebuilder:default=Exact
 	// +optional
 	Mode DistributionMode `json:"mode,omitempty"`

@@ -22,6 +22,7 @@ import (
 	"github.com/weir-dev/weir/internal/configstore"
 	"github.com/weir-dev/weir/internal/configstore/file"
 	redisconfig "github.com/weir-dev/weir/internal/configstore/redis"
+	"github.com/weir-dev/weir/internal/fleet"
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/guard"
 	"github.com/weir-dev/weir/internal/limiter/memorystore"
@@ -41,11 +42,12 @@ type sidecar struct {
 	engine   *limiter.Engine
 	proxy    *proxy.Proxy
 	recorder *usage.Recorder
-	// counting is what requests are counted in, and store that of it whose failures are told.
-	counting limiter.Store
-	store    *watched
-	// counters is the Redis to count in. Nil where requests are counted in process.
+	// store is what all replicas count in together, and whose failures are told.
+	store *watched
+	// counters is the Redis to count in, and fleet who else counts there. Both are nil where requests are counted in
+	// process.
 	counters goredis.UniversalClient
+	fleet    *fleet.Member
 	watcher  configstore.Watcher
 	// matching is what the policies of a snapshot are matched with.
 	matching match.Options
@@ -53,6 +55,8 @@ type sidecar struct {
 	reporter *usage.Reporter
 	metrics  *prometheus.Registry
 	clients  []goredis.UniversalClient
+	// pace is what all clients connect at.
+	pace redisclient.Pace
 }
 
 // newSidecar wires a sidecar. It opens no connection and waits for nothing.
@@ -74,7 +78,6 @@ func newSidecar(o options, log logr.Logger) (*sidecar, error) {
 	if err := join(); err != nil {
 		return nil, err
 	}
-	s.engine = limiter.NewEngine(s.counting, s.recorder)
 	s.proxy = proxy.New(s.engine, proxy.Options{
 		TrustedProxies:  o.trustedProxies,
 		BootstrapClosed: o.bootstrap == bootstrapClosed,
@@ -90,7 +93,7 @@ func (s *sidecar) openStore() error {
 	log := s.log.WithName("store")
 	if s.options.redis == "" {
 		s.store = watch(memorystore.New(memorystore.Options{}), log)
-		s.counting = s.store
+		s.engine = limiter.NewEngine(s.store, s.recorder)
 		return nil
 	}
 	client, err := s.openRedis("--redis", s.options.redis, redisclient.Open)
@@ -103,7 +106,9 @@ func (s *sidecar) openStore() error {
 	}
 	s.counters = client
 	s.store = watch(guarded(counting, s.options.decisionTimeout), log)
-	s.counting = guard.DenyCache(s.store)
+	s.fleet = fleet.New(client, s.options.instance, rand.Text(), s.log.WithName("fleet"))
+	own := guard.NewOwn(memorystore.New(memorystore.Options{}), s.fleet)
+	s.engine = limiter.NewEngineWithFallback(own.Beside(guard.DenyCache(s.store)), own, s.recorder)
 	return nil
 }
 
@@ -156,6 +161,7 @@ func (s *sidecar) joinCluster() error {
 			Revision: s.state.now().Revision,
 			Ports:    ports,
 			Degraded: s.recorder.Degraded(now),
+			Reason:   s.store.reason(now),
 			Limits:   s.recorder.Recent(now),
 		}
 	}
@@ -165,7 +171,7 @@ func (s *sidecar) joinCluster() error {
 
 // openRedis opens a client. Its connections come with the first command.
 func (s *sidecar) openRedis(flag, url string, open func(url string, options ...redisclient.Option) (goredis.UniversalClient, error)) (goredis.UniversalClient, error) {
-	var options []redisclient.Option
+	options := []redisclient.Option{redisclient.Paced(&s.pace)}
 	if dir := s.options.credentialsDir; dir != "" {
 		options = append(options, redisclient.CredentialsIn(dir))
 	}
@@ -235,6 +241,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	helpers.Go(func() error { s.tellOfBootstrap(lasting); return nil })
 	if s.counters != nil {
 		helpers.Go(func() error { s.store.greet(lasting, s.counters); return nil })
+		helpers.Go(func() error { return s.fleet.Run(lasting) })
 	}
 	if s.reporter != nil {
 		helpers.Go(func() error { return s.reporter.Run(lasting) })
@@ -265,12 +272,32 @@ func (s *sidecar) enforce(snapshot configstore.Snapshot) {
 	m := match.New(policies, s.matching)
 	s.proxy.Swap(m)
 	s.recorder.Keep(m.Policies())
+	if s.fleet != nil {
+		s.fleet.Keep(pools(m.Policies()))
+	}
 	s.state.enforce(snapshot, m)
 	log := s.log
 	if snapshot.Namespace != "" { // Files have none.
 		log = log.WithValues("namespace", snapshot.Namespace)
 	}
 	log.Info("enforcing policies", "revision", snapshot.Revision.String(), "count", len(m.Policies()))
+}
+
+// pools are what this replica has a share of while the store is away.
+func pools(policies []match.Policy) []fleet.Pool {
+	var shared []fleet.Pool
+	for _, p := range policies {
+		for _, l := range p.Limits {
+			if l.OnFailure != limiter.FailLocal || l.Distribution == limiter.PerReplica {
+				continue
+			}
+			for _, t := range p.Targets {
+				id := limiter.LimitID{Namespace: p.Namespace, Policy: p.Name, Limit: l.Name}
+				shared = append(shared, fleet.Pool{ID: id, Target: t.ID})
+			}
+		}
+	}
+	return shared
 }
 
 // tellOfBootstrap says so if no policies have come in time.

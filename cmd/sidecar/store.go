@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,8 +21,19 @@ type watched struct {
 	failures *prometheus.CounterVec
 	// failing is whether the last that was heard of the store is a failure.
 	failing atomic.Bool
-	log     logr.Logger
+	// last is the last failure of all.
+	last atomic.Pointer[failure]
+	log  logr.Logger
 }
+
+// failure is why the store didn't answer, and when.
+type failure struct {
+	reason string
+	at     time.Time
+}
+
+// toldFor is how long a failure is told of in reports.
+const toldFor = 10 * time.Second
 
 func watch(s limiter.Store, log logr.Logger) *watched {
 	w := &watched{store: s, log: log, failures: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -75,7 +87,16 @@ func (w *watched) greet(ctx context.Context, client goredis.UniversalClient) {
 	}
 }
 
+// reason gives the word for why the store didn't answer in the ten seconds before now, or nothing if it did.
+func (w *watched) reason(now time.Time) string {
+	if f := w.last.Load(); f != nil && now.Sub(f.at) < toldFor {
+		return f.reason
+	}
+	return ""
+}
+
 func (w *watched) failed(err error) {
 	w.failing.Store(true)
+	w.last.Store(&failure{redisstore.Cause(err), time.Now()})
 	w.log.Error(err, "the store did not answer", "reason", redisstore.Reason(err))
 }

@@ -3,15 +3,20 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"io"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/redistest"
@@ -36,6 +41,34 @@ func (f *flaky) next() error {
 func lines() (logr.Logger, *[]string) {
 	var logged []string
 	return funcr.New(func(_, args string) { logged = append(logged, args) }, funcr.Options{}), &logged
+}
+
+func TestWhyTheStoreFailedIsToldForTenSeconds(t *testing.T) {
+	log, _ := lines()
+	store := watch(&flaky{errs: []error{io.EOF, fmt.Errorf("%w: %w", limiter.ErrNotAsked, goredis.ErrPoolTimeout), nil}}, log)
+	now := time.Now()
+	got := []string{store.reason(now)}
+	for range 3 {
+		_, _ = store.Take(t.Context(), nil)
+		got = append(got, store.reason(time.Now()))
+	}
+	got = append(got, store.reason(time.Now().Add(toldFor)))
+	if diff := cmp.Diff([]string{"", "unreachable", "timeout", "timeout", ""}, got); diff != "" {
+		t.Errorf("reasons (-want +got):\n%s", diff)
+	}
+}
+
+func TestAFailureIsLoggedTenTimesASecond(t *testing.T) {
+	var log bytes.Buffer
+	store := watch(&flaky{errs: slices.Repeat([]error{io.EOF}, 1000)}, newLogger(&log, zapcore.InfoLevel))
+	begun := time.Now()
+	for range 1000 {
+		_, _ = store.Take(t.Context(), nil)
+	}
+	seconds := int(time.Since(begun)/time.Second) + 2 // Those that were begun count too.
+	if n := bytes.Count(log.Bytes(), []byte("\n")); n > 10*seconds || n < 10 {
+		t.Errorf("%d lines in %d seconds", n, seconds)
+	}
 }
 
 const unreachable = `"msg"="the store did not answer" "error"="EOF" "reason"="unreachable"`

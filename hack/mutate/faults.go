@@ -32,6 +32,8 @@ const (
 	memory      = "internal/limiter/memorystore/shard.go"
 	engine      = "internal/limiter/engine.go"
 	breaker     = "internal/limiter/guard/breaker.go"
+	own         = "internal/limiter/guard/own.go"
+	ledger      = "internal/fleet/ledger.go"
 	client      = "internal/redisclient/redisclient.go"
 	counter     = "internal/match/counter.go"
 )
@@ -199,8 +201,17 @@ var faults = []fault{
 		{memory, "l.counters >= d.limits.max || l.sharing(d.now)", "l.counters >= d.limits.max"},
 	}, memoryStore},
 	{"a closed limit that admits when the store fails", []edit{
-		{engine, "hits[i].OnFailure == FailClosed && !hits[i].Shadow", "hits[i].OnFailure == FailClosed && hits[i].Shadow"},
+		{engine, "h.Distribution != PerReplica && !h.Shadow", "h.Distribution != PerReplica && h.Shadow"},
 	}, []string{"./internal/limiter"}},
+	{"a replica that goes on with the whole limit", []edit{
+		{own, "h.Limit = part(h.Limit, share)", "_ = share"},
+	}, []string{"./internal/limiter/guard"}},
+	{"a replica whose every outage has a fresh budget", []edit{
+		{own, "if !known {", "if known || !known {"},
+	}, []string{"./internal/limiter/guard"}},
+	{"a share that is granted before who held it knows", []edit{
+		{ledger, "share = math.max(grant, holds)", "share = grant"},
+	}, []string{"./internal/fleet"}},
 	{"a breaker that lets everybody through as a probe", []edit{
 		{breaker, "c.probing || time.Now()", "time.Now()"},
 	}, []string{"./internal/limiter/guard"}},

@@ -31,6 +31,8 @@ func (r reported) Read(_ context.Context, namespaces ...string) (map[string][]us
 	return found, nil
 }
 
+func (reported) Check(context.Context) error { return nil }
+
 func TestDetectorFindsWhoLacksASidecar(t *testing.T) {
 	inShop := map[string]inject.Namespace{
 		"shop":   {Name: "shop", Labels: map[string]string{v1alpha1.LabelInject: v1alpha1.InjectEnabled}},

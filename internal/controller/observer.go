@@ -25,6 +25,8 @@ const observeInterval = time.Second
 // reader reads what the enforcers of some namespaces report.
 type reader interface {
 	Read(ctx context.Context, namespaces ...string) (map[string][]usage.Observed, error)
+	// Check says why enforcers can't report, if that is the store's doing.
+	Check(ctx context.Context) error
 }
 
 // pods lists those that have the sidecar and run.
@@ -64,6 +66,9 @@ func (o *Observer) Start(ctx context.Context) error {
 func (o *Observer) observe(ctx context.Context) error {
 	namespaces, err := o.namespaces(ctx)
 	if err != nil {
+		return err
+	}
+	if err := o.reports.Check(ctx); err != nil {
 		return err
 	}
 	reports, err := o.reports.Read(ctx, namespaces...)
@@ -133,7 +138,7 @@ func observe(enforcers []enforcer, totals map[limiter.LimitID]usage.Counts) obse
 	o := observed{enforcers: enforcers, totals: totals}
 	lines := make([]string, 0, len(o.enforcers)+len(o.totals))
 	for _, e := range o.enforcers {
-		lines = append(lines, fmt.Sprint(e.Enforcer, e.Revision, e.Age > silence, e.Age > forgotten, e.Degraded, e.running, e.labels, e.leaks))
+		lines = append(lines, fmt.Sprint(e.Enforcer, e.Revision, e.Age > silence, e.Age > forgotten, e.Degraded, e.Reason, e.running, e.labels, e.leaks))
 	}
 	for id, total := range o.totals {
 		o.totals[id] = total.Rounded()

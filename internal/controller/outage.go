@@ -4,19 +4,23 @@ package controller
 
 import (
 	"github.com/go-logr/logr"
+
+	"github.com/weir-dev/weir/internal/redisclient"
 )
 
 // blip is how many looks at a store may fail in a row before it counts as away: nobody is to be told of a
 // lost packet.
 const blip = 3
 
-// outage tells of a store that can't be reached, once, and of its return, once.
+// outage tells of a store that can't be used, once for each reason that it comes to have, and of its return, once.
 type outage struct {
 	log logr.Logger
 	// tell is given why the store can't be reached, or nil when it can again.
 	tell func(error)
 
 	failures int
+	// told is the reason that was told last.
+	told string
 }
 
 // note says how a look at the store went.
@@ -26,12 +30,14 @@ func (o *outage) note(err error) {
 			o.log.Info("the store can be reached again")
 			o.tell(nil)
 		}
-		o.failures = 0
+		o.failures, o.told = 0, ""
 		return
 	}
 	o.failures++
-	if o.failures == blip {
-		o.log.Error(err, "the store can't be reached")
+	reason := redisclient.Reason(err)
+	if o.failures >= blip && reason != o.told {
+		o.told = reason
+		o.log.Error(err, "the store can't be reached", "reason", reason)
 		o.tell(err)
 	}
 }

@@ -119,6 +119,9 @@ var news = map[[2]string]struct{ eventType, action string }{
 	{v1alpha1.ConditionEnforced, v1alpha1.ReasonNotReporting}:       {corev1.EventTypeWarning, "Enforce"},
 	{v1alpha1.ConditionEnforced, v1alpha1.ReasonNotIntercepted}:     {corev1.EventTypeWarning, "Enforce"},
 	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonUnreachable}:      {corev1.EventTypeWarning, "Count"},
+	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonAuthFailed}:       {corev1.EventTypeWarning, "Count"},
+	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonReadOnly}:         {corev1.EventTypeWarning, "Count"},
+	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonStoreFull}:        {corev1.EventTypeWarning, "Count"},
 	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonDegraded}:         {corev1.EventTypeWarning, "Count"},
 	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonReachable}:        {corev1.EventTypeNormal, "Count"},
 }
@@ -127,8 +130,8 @@ var news = map[[2]string]struct{ eventType, action string }{
 func (r *RateLimitPolicyReconciler) tell(p *v1alpha1.RateLimitPolicy, before v1alpha1.RateLimitPolicyStatus) {
 	for _, now := range p.Status.Conditions {
 		was := meta.FindStatusCondition(before.Conditions, now.Type)
-		if was != nil && was.Reason == now.Reason && was.Message == now.Message {
-			continue
+		if was != nil && was.Reason == now.Reason && (was.Message == now.Message || now.Type == v1alpha1.ConditionStoreReady) {
+			continue // How many enforcers a store fails is no news either.
 		}
 		if was == nil && now.Reason == v1alpha1.ReasonReachable {
 			continue // A store that has always been there is no news.

@@ -143,20 +143,6 @@ func enforced(v view, t tally) metav1.Condition {
 	return state(metav1.ConditionTrue, v1alpha1.ReasonEnforced, "Generation %d is enforced by %d of %s", v.generation, t.current, plural(int(t.expected()), "enforcer"))
 }
 
-// storeReady says whether we reach the config store, and the enforcers their counters.
-func storeReady(v view, t tally) metav1.Condition {
-	no := func(reason, format string, args ...any) metav1.Condition {
-		return condition(v1alpha1.ConditionStoreReady, metav1.ConditionFalse, reason, fmt.Sprintf(format, args...))
-	}
-	switch {
-	case isStoreAway(v.err) || v.storeErr != nil || isStoreAway(v.reportsErr):
-		return no(v1alpha1.ReasonUnreachable, "The manager can't reach the store: enforcers keep the limits that they have, and onStoreFailure decides wherever they can't reach it either")
-	case t.degraded > 0:
-		return no(v1alpha1.ReasonDegraded, "%s not reached the counters lately: onStoreFailure decides there", have(t.degraded, "enforcer"))
-	}
-	return condition(v1alpha1.ConditionStoreReady, metav1.ConditionTrue, v1alpha1.ReasonReachable, "The store can be reached")
-}
-
 // ready is the first of the conditions that isn't good. An Enforced that can't be known for want of
 // enforcers, or because nothing is to be enforced, doesn't hold it back, but is told.
 func ready(conditions []metav1.Condition) metav1.Condition {
@@ -236,8 +222,8 @@ func limitsOf(p *v1alpha1.RateLimitPolicy, published *configstore.Policy, totals
 		total := totals[limiter.LimitID{Namespace: p.Namespace, Policy: p.Name, Limit: l.Name}]
 		statuses = append(statuses, v1alpha1.LimitStatus{
 			Name:            v1alpha1.Name(l.Name),
-			Allowed:         total.Allowed,
-			Denied:          total.Denied,
+			Allowed:         total.Allowed + total.LocalAllowed,
+			Denied:          total.Denied + total.LocalDenied,
 			ShadowDenied:    total.ShadowDenied,
 			FailedOpen:      total.FailedOpen,
 			CurrentRequests: l.Limit.Requests,
@@ -254,6 +240,8 @@ type tally struct {
 	// leaking pods are reached by requests without a sidecar, the first as leak says.
 	leaking int32
 	leak    string
+	// faults are the words that they have for it.
+	faults []string
 }
 
 func (t tally) expected() int32 { return t.current + t.behind + t.silent }
@@ -280,6 +268,7 @@ func count(p *v1alpha1.RateLimitPolicy, n notice, enforcers []enforcer) tally {
 		}
 		if e.Degraded {
 			t.degraded++
+			t.faults = append(t.faults, e.Reason)
 		}
 	}
 	return t

@@ -43,6 +43,11 @@ func TestStatus(t *testing.T) {
 	}
 	degraded := enforcer("a", 5, time.Second)
 	degraded.Degraded = true
+	degradedBy := func(name, reason string) usage.Observed {
+		d := enforcer(name, 5, time.Second)
+		d.Degraded, d.Reason = true, reason
+		return d
+	}
 	stranger := enforcer("x", 1, time.Second)
 	stranger.Labels = map[string]string{"app": "cart"}
 	ahead := enforcer("a", 5, time.Second)
@@ -275,6 +280,20 @@ func TestStatus(t *testing.T) {
 		"an enforcer fails open": {
 			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
 			reports:   []usage.Observed{degraded},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "False", "Degraded"}, {"Ready", "False", "Degraded"}, {"Reconciling", "True", "Degraded"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
+			kstatus:   status.InProgressStatus,
+		},
+		"an enforcer's store has no memory left": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			reports:   []usage.Observed{degradedBy("a", "timeout"), degradedBy("b", "oom"), degradedBy("c", "readonly")},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "False", "StoreFull"}, {"Ready", "False", "StoreFull"}, {"Reconciling", "True", "StoreFull"}},
+			enforcers: &v1alpha1.Enforcers{Expected: 3, Current: 3},
+			kstatus:   status.InProgressStatus,
+		},
+		"an enforcer times out": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			reports:   []usage.Observed{degradedBy("a", "timeout")},
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "False", "Degraded"}, {"Ready", "False", "Degraded"}, {"Reconciling", "True", "Degraded"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
 			kstatus:   status.InProgressStatus,

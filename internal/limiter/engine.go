@@ -19,6 +19,8 @@ const (
 	ShadowDenied Outcome = "shadow_denied"
 	FailedOpen   Outcome = "failed_open"
 	FailedClosed Outcome = "failed_closed"
+	LocalAllowed Outcome = "local_allowed"
+	LocalDenied  Outcome = "local_denied"
 )
 
 // Recorder is told every outcome. Record is called on the way of every request: it has to be quick and
@@ -35,7 +37,8 @@ type Decision struct {
 	// limit refused it, what it was charged was given back, and no limit has an outcome of it.
 	Left bool
 	// Hits are those that a counter was asked about, and Verdicts what it said of each. Both are nil
-	// when no counter was asked or none could answer. Where permits were refused after the turn in a queue, they
+	// when no counter was asked or none could answer. Where this replica's own counters answered in the store's
+	// stead, they are about those only. Where permits were refused after the turn in a queue, they
 	// are about the permits only: all else was given back.
 	Hits     []Hit
 	Verdicts []Verdict
@@ -45,7 +48,8 @@ type Decision struct {
 	RetryAfter time.Duration
 	// Waited is how long the request was held for its turn in a queue. Zero when no queue had a slot for it.
 	Waited time.Duration
-	// Err is why the store couldn't answer; the hits' failure modes have then decided.
+	// Err is why the store couldn't answer; the hits' failure modes have then decided. It is nil where this
+	// replica's own counters have refused instead: that is an answer.
 	Err error
 
 	permits *holding
@@ -55,6 +59,10 @@ type Decision struct {
 type Engine struct {
 	store    Store
 	recorder Recorder
+	// fallback decides in the store's stead what can be decided without it. It is nil where nothing can.
+	fallback *Engine
+	// standsIn says that this engine is the fallback of another.
+	standsIn bool
 	lines    lines
 	permits  permits
 }
@@ -63,6 +71,16 @@ type Engine struct {
 // where limits of [Concurrency] are.
 func NewEngine(store Store, recorder Recorder) *Engine {
 	return &Engine{store: store, recorder: recorder, lines: newLines(), permits: newPermits()}
+}
+
+// NewEngineWithFallback is [NewEngine] for a replica that has counters of its own. While the store can't answer, own
+// decides the hits that fail local, and those of limits that each replica counts by itself. Without it they are let
+// through, like those that fail open.
+func NewEngineWithFallback(store, own Store, recorder Recorder) *Engine {
+	e := NewEngine(store, recorder)
+	e.fallback = NewEngine(own, recorder)
+	e.fallback.standsIn = true
+	return e
 }
 
 // Decide decides one request by its hits. No hits allow it.
@@ -82,20 +100,25 @@ func (e *Engine) Decide(ctx context.Context, hits []Hit) Decision {
 		}
 	}
 	counted := e.countable(hits)
-	if len(counted) == 0 {
+	return e.count(ctx, counted)
+}
+
+// count decides a request by counters alone.
+func (e *Engine) count(ctx context.Context, hits []Hit) Decision {
+	if len(hits) == 0 {
 		return Decision{Allowed: true}
 	}
-	if some(counted, (*Hit).outlasts) {
-		return e.decideInTurn(ctx, counted)
+	if some(hits, (*Hit).outlasts) {
+		return e.decideInTurn(ctx, hits)
 	}
-	verdicts, err := e.store.Take(context.WithoutCancel(ctx), counted)
+	verdicts, err := e.store.Take(context.WithoutCancel(ctx), hits)
 	if err != nil {
-		return e.fail(counted, err)
+		return e.fail(ctx, hits, err)
 	}
-	if d, refused := e.refuse(counted, verdicts); refused {
+	if d, refused := e.refuse(hits, verdicts); refused {
 		return d
 	}
-	return e.admit(counted, verdicts)
+	return e.admit(hits, verdicts)
 }
 
 // countable leaves out the shadow hits that no counter can be asked about.
@@ -121,7 +144,7 @@ func (e *Engine) refuse(hits []Hit, verdicts []Verdict) (d Decision, refused boo
 		if v.Allowed || hits[i].Shadow || v == (Verdict{}) {
 			continue
 		}
-		e.recorder.Record(hits[i].ID, Denied)
+		e.recorder.Record(hits[i].ID, e.denied(&hits[i]))
 		if d.By == nil || longer(v.RetryAfter, d.RetryAfter) {
 			d.By, d.RetryAfter = &hits[i], v.RetryAfter
 		}
@@ -137,7 +160,7 @@ func (e *Engine) refuse(hits []Hit, verdicts []Verdict) (d Decision, refused boo
 func (e *Engine) admit(hits []Hit, verdicts []Verdict) Decision {
 	for i, v := range verdicts {
 		if v.Allowed {
-			e.recorder.Record(hits[i].ID, Allowed)
+			e.recorder.Record(hits[i].ID, e.allowed(&hits[i]))
 		} else {
 			e.recorder.Record(hits[i].ID, ShadowDenied)
 		}
@@ -162,18 +185,63 @@ func known(hits []Hit, verdicts []Verdict) ([]Hit, []Verdict) {
 	return asked, said
 }
 
-// fail decides without the store: one closed limit refuses, else all admit.
-func (e *Engine) fail(hits []Hit, err error) Decision {
+// allowed and denied give the outcomes of a hit that a counter has decided. A limit that each replica counts by
+// itself never needs the store, and so nothing stands in for it.
+func (e *Engine) allowed(h *Hit) Outcome {
+	if e.standsIn && h.Distribution != PerReplica {
+		return LocalAllowed
+	}
+	return Allowed
+}
+
+func (e *Engine) denied(h *Hit) Outcome {
+	if e.standsIn && h.Distribution != PerReplica {
+		return LocalDenied
+	}
+	return Denied
+}
+
+// fail decides without the store: one closed limit refuses, else the replica's own counters decide, else all admit.
+func (e *Engine) fail(ctx context.Context, hits []Hit, err error) Decision {
 	for i := range hits {
-		if hits[i].OnFailure == FailClosed && !hits[i].Shadow {
+		if hits[i].failsClosed() {
 			e.recorder.Record(hits[i].ID, FailedClosed)
 			return Decision{By: &hits[i], Err: err}
 		}
 	}
-	for i := range hits {
-		e.recorder.Record(hits[i].ID, FailedOpen)
+	own, others := e.divide(hits)
+	d := Decision{Allowed: true}
+	if len(own) > 0 {
+		d = e.fallback.count(ctx, own)
 	}
-	return Decision{Allowed: true, Err: err}
+	if !d.Allowed {
+		return d
+	}
+	for i := range others {
+		e.recorder.Record(others[i].ID, FailedOpen)
+	}
+	d.Err = err
+	return d
+}
+
+// divide tells the hits that can be decided without the store from those that can't.
+func (e *Engine) divide(hits []Hit) (own, others []Hit) {
+	if e.fallback == nil {
+		return nil, hits
+	}
+	for _, h := range hits {
+		if h.OnFailure == FailLocal || h.Distribution == PerReplica {
+			own = append(own, h)
+		} else {
+			others = append(others, h)
+		}
+	}
+	return own, others
+}
+
+// failsClosed says whether the hit refuses its request while the store can't answer.
+func (h *Hit) failsClosed() bool {
+	return h.OnFailure == FailClosed && h.Distribution != PerReplica && !h.Shadow
 }
 
 // longer compares two waits, [Never] being the longest.

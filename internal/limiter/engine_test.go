@@ -33,23 +33,32 @@ func (o outcomes) Record(id limiter.LimitID, outcome limiter.Outcome) {
 	o[id.Limit] = append(o[id.Limit], outcome)
 }
 
+// errDown is why a store that is failing does.
+var errDown = errors.New("no route to the store")
+
+func failing([]limiter.Hit) ([]limiter.Verdict, error) { return nil, errDown }
+
+func unasked([]limiter.Hit) ([]limiter.Verdict, error) { panic("the store was asked") }
+
+func answering(verdicts ...limiter.Verdict) storeFunc {
+	return func([]limiter.Hit) ([]limiter.Verdict, error) { return verdicts, nil }
+}
+
+func asShadow(h limiter.Hit) limiter.Hit {
+	h.Shadow = true
+	return h
+}
+
 func TestEngine(t *testing.T) {
-	down := errors.New("no route to the store")
 	var (
-		a, b      = hit("a"), hit("b")
-		shadow    = with(hit("shadow"), func(h *limiter.Hit) { h.Shadow = true })
-		closed    = with(hit("closed"), func(h *limiter.Hit) { h.OnFailure = limiter.FailClosed })
-		deny      = with(hit("deny"), func(h *limiter.Hit) { h.Deny, h.Key = true, "" })
-		allowed   = limiter.Verdict{Allowed: true, Remaining: 4, ResetAfter: time.Second}
-		short     = limiter.Verdict{RetryAfter: time.Second, ResetAfter: time.Second}
-		long      = limiter.Verdict{RetryAfter: time.Minute, ResetAfter: time.Second}
-		never     = limiter.Verdict{RetryAfter: limiter.Never, ResetAfter: time.Second}
-		asShadow  = func(h limiter.Hit) limiter.Hit { h.Shadow = true; return h }
-		failing   = func([]limiter.Hit) ([]limiter.Verdict, error) { return nil, down }
-		unasked   = func([]limiter.Hit) ([]limiter.Verdict, error) { panic("the store was asked") }
-		answering = func(verdicts ...limiter.Verdict) storeFunc {
-			return func([]limiter.Hit) ([]limiter.Verdict, error) { return verdicts, nil }
-		}
+		a, b    = hit("a"), hit("b")
+		shadow  = with(hit("shadow"), func(h *limiter.Hit) { h.Shadow = true })
+		closed  = with(hit("closed"), func(h *limiter.Hit) { h.OnFailure = limiter.FailClosed })
+		deny    = with(hit("deny"), func(h *limiter.Hit) { h.Deny, h.Key = true, "" })
+		allowed = limiter.Verdict{Allowed: true, Remaining: 4, ResetAfter: time.Second}
+		short   = limiter.Verdict{RetryAfter: time.Second, ResetAfter: time.Second}
+		long    = limiter.Verdict{RetryAfter: time.Minute, ResetAfter: time.Second}
+		never   = limiter.Verdict{RetryAfter: limiter.Never, ResetAfter: time.Second}
 	)
 	tests := map[string]struct {
 		hits     []limiter.Hit
@@ -142,19 +151,19 @@ func TestEngine(t *testing.T) {
 		"a store that fails lets open limits through": {
 			hits:     []limiter.Hit{a, b},
 			store:    failing,
-			want:     limiter.Decision{Allowed: true, Err: down},
+			want:     limiter.Decision{Allowed: true, Err: errDown},
 			outcomes: outcomes{"a": {limiter.FailedOpen}, "b": {limiter.FailedOpen}},
 		},
 		"a store that fails makes one closed limit refuse": {
 			hits:     []limiter.Hit{a, closed},
 			store:    failing,
-			want:     limiter.Decision{By: &closed, Err: down},
+			want:     limiter.Decision{By: &closed, Err: errDown},
 			outcomes: outcomes{"closed": {limiter.FailedClosed}},
 		},
 		"a store that fails makes no shadow limit refuse": {
 			hits:     []limiter.Hit{a, asShadow(closed)},
 			store:    failing,
-			want:     limiter.Decision{Allowed: true, Err: down},
+			want:     limiter.Decision{Allowed: true, Err: errDown},
 			outcomes: outcomes{"a": {limiter.FailedOpen}, "closed": {limiter.FailedOpen}},
 		},
 	}

@@ -77,6 +77,11 @@ type Hit struct {
 	Deny bool
 	// OnFailure is what a store that can't answer means for this hit.
 	OnFailure FailureMode
+	// Distribution says where the hit is counted.
+	Distribution Distribution
+	// Target is which of the limit's targets the hit is for. The counters of one limit and target are shared by the
+	// same replicas.
+	Target string
 	// ID is what the hit is reported under.
 	ID LimitID
 }
@@ -93,6 +98,17 @@ type FailureMode string
 const (
 	FailOpen   FailureMode = "Open"
 	FailClosed FailureMode = "Closed"
+	FailLocal  FailureMode = "Local"
+)
+
+// Distribution says how replicas share what a limit admits.
+type Distribution string
+
+// The distributions. Exact is one count for all replicas, in the store; with PerReplica each replica counts by itself,
+// and has the whole limit.
+const (
+	Exact      Distribution = ""
+	PerReplica Distribution = "PerReplica"
 )
 
 // Verdict is what one counter says of one hit. The zero value says nothing: of a hit that its counter was not

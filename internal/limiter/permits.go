@@ -51,6 +51,11 @@ func (d Decision) Release() {
 // A permit is renewed when a third to a half of its window has passed, so that one call renews many. A call that
 // fails is repeated when a sixth of the window has passed, which leaves time for two or three more.
 func (e *Engine) Run(ctx context.Context) {
+	if e.fallback != nil {
+		var own sync.WaitGroup
+		defer own.Wait()
+		own.Go(func() { e.fallback.Run(ctx) })
+	}
 	for {
 		var due <-chan time.Time // Nothing comes of it while nothing is held.
 		if at := e.permits.nextRound(); !at.IsZero() {

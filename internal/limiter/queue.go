@@ -26,7 +26,14 @@ func (e *Engine) hold(ctx context.Context, hits []Hit, verdicts []Verdict) (wait
 }
 
 // Waiting tells how many requests are held for their turn in a queue now, and in what time the last of them has it.
-func (e *Engine) Waiting() (requests int, longest time.Duration) { return e.lines.waiting(time.Now()) }
+func (e *Engine) Waiting() (requests int, longest time.Duration) {
+	requests, longest = e.lines.waiting(time.Now())
+	if e.fallback != nil {
+		more, longer := e.fallback.Waiting()
+		requests, longest = requests+more, max(longest, longer)
+	}
+	return requests, longest
+}
 
 // lines are the requests that are held: a line for each counter, in the order of the slots. A request with slots
 // in several counters stands in the line of the last one only, so that it holds up nobody in the others.

@@ -37,11 +37,10 @@ func some(hits []Hit, is func(*Hit) bool) bool {
 
 // decideInTurn decides a request that may have to wait for its turn, and then to hold permits.
 func (e *Engine) decideInTurn(ctx context.Context, hits []Hit) Decision {
-	asking := context.WithoutCancel(ctx)
 	first, permits := steps(hits)
-	verdicts, err := e.store.Take(asking, first)
+	verdicts, err := e.store.Take(context.WithoutCancel(ctx), first)
 	if err != nil {
-		return e.fail(hits, err)
+		return e.fail(ctx, hits, err)
 	}
 	if d, refused := e.refuse(first, verdicts); refused {
 		return d
@@ -51,8 +50,8 @@ func (e *Engine) decideInTurn(ctx context.Context, hits []Hit) Decision {
 		e.refund(charges(first, verdicts, (*Hit).costs))
 		return Decision{Left: true, Waited: waited}
 	}
-	d := e.goOn(asking, first, verdicts, permits)
-	d.Waited = waited
+	d := e.goOn(ctx, first, verdicts, permits)
+	d.Waited += waited
 	return d
 }
 
@@ -77,9 +76,9 @@ func (e *Engine) goOn(ctx context.Context, hits []Hit, verdicts []Verdict, permi
 	if len(permits) == 0 {
 		return e.admitWithPermits(hits, verdicts)
 	}
-	more, err := e.store.Take(ctx, permits)
+	more, err := e.store.Take(context.WithoutCancel(ctx), permits)
 	if err != nil {
-		return e.failAfter(hits, verdicts, permits, err)
+		return e.failAfter(ctx, hits, verdicts, permits, err)
 	}
 	if d, refused := e.refuse(permits, more); refused {
 		e.refund(charges(hits, verdicts, (*Hit).costs))
@@ -90,15 +89,15 @@ func (e *Engine) goOn(ctx context.Context, hits []Hit, verdicts []Verdict, permi
 
 // failAfter decides without the permits that the store can't answer for. What was charged before stays so if the
 // request is admitted.
-func (e *Engine) failAfter(hits []Hit, verdicts []Verdict, permits []Hit, err error) Decision {
-	d := e.fail(permits, err)
+func (e *Engine) failAfter(ctx context.Context, hits []Hit, verdicts []Verdict, permits []Hit, err error) Decision {
+	d := e.fail(ctx, permits, err)
 	if !d.Allowed {
 		e.refund(charges(hits, verdicts, (*Hit).costs))
 		return d
 	}
-	d = e.admit(hits, verdicts)
-	d.Err = err
-	return d
+	admitted := e.admit(hits, verdicts)
+	admitted.Err, admitted.permits = err, d.permits
+	return admitted
 }
 
 func (e *Engine) admitWithPermits(hits []Hit, verdicts []Verdict) Decision {

@@ -47,6 +47,7 @@ func (n *namer) counter(h limiter.Hit, t Target, keyed bool) (counter, bool) {
 	}
 	n.seen[names] = true
 	c := counter{
+		target:  t.ID,
 		section: t.Section,
 		prefix:  "weir:" + n.instance + ":{" + h.ID.Namespace + "/",
 		places:  n.seed(h.ID.Namespace, "partition"),
@@ -72,6 +73,7 @@ func (n *namer) seed(namespace, purpose string, facts ...string) [seedSize]byte 
 
 // counter names the counters of one limit under one target.
 type counter struct {
+	target string
 	// section is the name of the listener that counts, or the port behind it, or empty for all.
 	section string
 	// only is the key of the only counter of a limit without a key.

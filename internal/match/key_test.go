@@ -110,7 +110,8 @@ func TestMissing(t *testing.T) {
 		return hits
 	}
 	shared := limiter.Hit{
-		Key: "a key", Limit: hundred, Cost: 1, ID: limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: "a"},
+		Key: "a key", Limit: hundred, Cost: 1, Target: "Service/checkout",
+		ID: limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: "a"},
 	}
 	denied := shared
 	denied.Key, denied.Deny = "", true

@@ -137,11 +137,12 @@ type rule struct {
 
 func newRule(p Policy, l Limit, names *namer) rule {
 	r := rule{hit: limiter.Hit{
-		Limit:     l.Limit,
-		Cost:      1,
-		Shadow:    l.Shadow,
-		OnFailure: l.OnFailure,
-		ID:        limiter.LimitID{Namespace: p.Namespace, Policy: p.Name, Limit: l.Name},
+		Limit:        l.Limit,
+		Cost:         1,
+		Shadow:       l.Shadow,
+		OnFailure:    l.OnFailure,
+		Distribution: l.Distribution,
+		ID:           limiter.LimitID{Namespace: p.Namespace, Policy: p.Name, Limit: l.Name},
 	}}
 	for _, w := range l.When {
 		r.when = append(r.when, newCondition(w))
@@ -183,6 +184,7 @@ func (r *rule) appendHits(hits []limiter.Hit, v *view) []limiter.Hit {
 			continue
 		}
 		h := r.hit
+		h.Target = c.target
 		if onMissing == onMissingDeny {
 			h.Deny = true
 		} else {

@@ -46,20 +46,23 @@ func names(hits []limiter.Hit) []string {
 func TestMatch(t *testing.T) {
 	t.Run("a hit carries all that deciding and reporting need", func(t *testing.T) {
 		p := checkout(Limit{
-			Name:      "per-key",
-			Key:       []KeySource{{Header: "X-Api-Key"}},
-			Limit:     hundred,
-			Shadow:    true,
-			OnFailure: limiter.FailClosed,
+			Name:         "per-key",
+			Key:          []KeySource{{Header: "X-Api-Key"}},
+			Limit:        hundred,
+			Shadow:       true,
+			OnFailure:    limiter.FailClosed,
+			Distribution: limiter.PerReplica,
 		})
 		got := matcher(p).Match(Request{Header: http.Header{"X-Api-Key": {"alice"}}})
 		want := []limiter.Hit{{
-			Key:       "weir:test:{shop/128}:I8Sqvqh3ERDSL_BVEyAzrQ",
-			Limit:     hundred,
-			Cost:      1,
-			Shadow:    true,
-			OnFailure: limiter.FailClosed,
-			ID:        limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: "per-key"},
+			Key:          "weir:test:{shop/128}:I8Sqvqh3ERDSL_BVEyAzrQ",
+			Limit:        hundred,
+			Cost:         1,
+			Shadow:       true,
+			OnFailure:    limiter.FailClosed,
+			Distribution: limiter.PerReplica,
+			Target:       "Service/checkout",
+			ID:           limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: "per-key"},
 		}}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("hits (-want +got):\n%s", diff)

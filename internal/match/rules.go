@@ -51,10 +51,11 @@ type Limit struct {
 	// When is an OR of matches; none is every request.
 	When []When `json:"when,omitempty"`
 	// Key is the tuple that names a counter; none is one counter for each target.
-	Key       []KeySource         `json:"key,omitempty"`
-	Limit     limiter.Limit       `json:"limit"`
-	Shadow    bool                `json:"shadow,omitempty"`
-	OnFailure limiter.FailureMode `json:"onFailure,omitempty"`
+	Key          []KeySource          `json:"key,omitempty"`
+	Limit        limiter.Limit        `json:"limit"`
+	Shadow       bool                 `json:"shadow,omitempty"`
+	OnFailure    limiter.FailureMode  `json:"onFailure,omitempty"`
+	Distribution limiter.Distribution `json:"distribution,omitempty"`
 }
 
 // When describes requests. All its fields must match; an absent one matches.

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
+	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/match"
 )
 
@@ -104,8 +105,11 @@ func asStrict(a, b match.Limit) bool {
 	x, y := a.Limit, b.Limit
 	rate := x.Requests <= y.Requests && x.Burst <= y.Burst
 	x.Requests, x.Burst, y.Requests, y.Burst = 0, 0, 0, 0
-	return !a.Shadow && requests && reflect.DeepEqual(a.Key, b.Key) && rate && x == y
+	everywhere := !perReplica(a) || perReplica(b)
+	return !a.Shadow && requests && everywhere && reflect.DeepEqual(a.Key, b.Key) && rate && x == y
 }
+
+func perReplica(l match.Limit) bool { return l.Distribution == limiter.PerReplica }
 
 // ended says what is in force of a policy and ends with its new form.
 func ended(old, now match.Policy) []string {
@@ -136,6 +140,9 @@ func renewed(old match.Limit, limits []match.Limit) string {
 	}
 	if !reflect.DeepEqual(sources(now.Key), sources(old.Key)) {
 		changed = append(changed, "key")
+	}
+	if perReplica(now) != perReplica(old) {
+		changed = append(changed, "distribution")
 	}
 	if len(changed) == 0 {
 		return ""

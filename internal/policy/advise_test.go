@@ -87,11 +87,25 @@ limits:
 - {name: requests, when: [{methods: [GET]}], strategy: {tokenBucket: {requests: 1, window: 1m}}}
 - {name: shadow, enforcement: Shadow, strategy: {tokenBucket: {requests: 1, window: 1m}}}`,
 		},
+		"a limit that each replica counts by itself leaves what all send together": {
+			spec:  plain,
+			other: `{selector: {}, distribution: {mode: PerReplica}, limits: [{name: fewer, strategy: {tokenBucket: {requests: 1, window: 1m}}}]}`,
+		},
+		"a limit of all replicas leaves nothing to one that each counts by itself": {
+			spec:  `{selector: {}, distribution: {mode: PerReplica}, limits: [{name: all, strategy: {tokenBucket: {requests: 100, window: 1m}}}]}`,
+			other: `{selector: {}, limits: [{name: fewer, strategy: {tokenBucket: {requests: 1, window: 1m}}}]}`,
+			want:  []string{`spec.limits[0]: never refuses anything, since limit "fewer" of policy "other" counts the same requests and is at least as strict`},
+		},
 		"a limit of one port leaves the others": {
 			spec:  `{targetRefs: [{group: "", kind: Service, name: checkout}], limits: [{name: all, strategy: {tokenBucket: {requests: 100, window: 1m}}}]}`,
 			other: plain,
 		},
 
+		"another distribution starts anew": {
+			before: `{selector: {}, limits: [{name: all, strategy: {tokenBucket: {requests: 1, window: 1m}}}]}`,
+			spec:   `{selector: {}, distribution: {mode: PerReplica}, limits: [{name: all, strategy: {tokenBucket: {requests: 1, window: 1m}}}]}`,
+			want:   []string{`spec.limits: limit "all", in force now, starts with fresh counters: its distribution changes`},
+		},
 		"what ends or starts anew is told": {
 			before: `
 targetRefs: [{group: "", kind: Service, name: checkout, sectionName: http}, {group: "", kind: Service, name: checkout, sectionName: grpc}]

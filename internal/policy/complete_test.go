@@ -31,7 +31,8 @@ var compiled = map[string][2]any{
 	"selector.matchExpressions.0.operator":            {"In", "NotIn"},
 	"selector.matchExpressions.0.values":              {[]any{"a"}, []any{"b"}},
 	"enforcement":                                     {"Enforce", "Shadow"},
-	"onStoreFailure.mode":                             {"Open", "Closed"},
+	"onStoreFailure.mode":                             {"Closed", "Local"},
+	"distribution.mode":                               {"Exact", "PerReplica"},
 	"limits.0.name":                                   {"a", "b"},
 	"limits.0.enforcement":                            {"Enforce", "Shadow"},
 	"limits.0.when.0.methods":                         {[]any{"GET"}, []any{"PUT"}},
@@ -69,7 +70,6 @@ var compiled = map[string][2]any{
 
 // otherwise are the values that are refused of fields whose default is supported.
 var otherwise = map[string]any{
-	"distribution.mode": "Leased",
 	"limits.0.priority": "Critical",
 }
 

@@ -61,22 +61,37 @@ func compile(p *v1alpha1.RateLimitPolicy, targets []match.Target) match.Policy {
 			continue
 		}
 		c.Limits = append(c.Limits, match.Limit{
-			Name:      string(l.Name),
-			When:      conditions(l.When),
-			Key:       key(l.Key),
-			Limit:     parameters(l.Strategy),
-			Shadow:    enforcement == v1alpha1.EnforcementShadow,
-			OnFailure: onFailure(p.Spec.OnStoreFailure),
+			Name:         string(l.Name),
+			When:         conditions(l.When),
+			Key:          key(l.Key),
+			Limit:        parameters(l.Strategy),
+			Shadow:       enforcement == v1alpha1.EnforcementShadow,
+			OnFailure:    onFailure(p.Spec.OnStoreFailure),
+			Distribution: distribution(p.Spec.Distribution),
 		})
 	}
 	return c
 }
 
 func onFailure(f *v1alpha1.OnStoreFailure) limiter.FailureMode {
-	if f != nil && f.Mode == v1alpha1.OnStoreFailureClosed {
-		return limiter.FailClosed
+	if f == nil {
+		return limiter.FailOpen
 	}
-	return limiter.FailOpen
+	switch f.Mode {
+	case v1alpha1.OnStoreFailureClosed:
+		return limiter.FailClosed
+	case v1alpha1.OnStoreFailureLocal:
+		return limiter.FailLocal
+	default:
+		return limiter.FailOpen
+	}
+}
+
+func distribution(d *v1alpha1.Distribution) limiter.Distribution {
+	if d != nil && d.Mode == v1alpha1.DistributionPerReplica {
+		return limiter.PerReplica
+	}
+	return limiter.Exact
 }
 
 func conditions(when []v1alpha1.RequestMatch) []match.When {

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weir-dev/weir/api/v1alpha1"
+	"github.com/weir-dev/weir/internal/limiter"
 )
 
 // columnSize is what a column of kubectl's table can hold.
@@ -45,15 +46,18 @@ func labels(s *metav1.LabelSelector) string {
 func Summary(p *v1alpha1.RateLimitPolicy) string {
 	var parts []string
 	for i := range p.Spec.Limits {
-		parts = append(parts, limitSummary(&p.Spec.Limits[i]))
+		parts = append(parts, limitSummary(p, &p.Spec.Limits[i]))
 	}
 	return short(parts, "; ", columnSize)
 }
 
-func limitSummary(l *v1alpha1.Limit) string {
+func limitSummary(p *v1alpha1.RateLimitPolicy, l *v1alpha1.Limit) string {
 	s := strategySummary(l.Strategy)
 	if len(l.Key) > 0 {
 		s += " per " + keySummary(l.Key)
+	}
+	if distribution(p.Spec.Distribution) == limiter.PerReplica {
+		s += " in each replica"
 	}
 	if e := l.Enforcement; e == v1alpha1.EnforcementShadow || e == v1alpha1.EnforcementDisabled {
 		s += " (" + strings.ToLower(string(e)) + ")"

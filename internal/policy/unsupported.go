@@ -34,12 +34,8 @@ const (
 func Unsupported(p *v1alpha1.RateLimitPolicy) field.ErrorList {
 	var u uses
 	path := field.NewPath("spec")
-	if f := p.Spec.OnStoreFailure; f != nil {
-		u.value(path.Child("onStoreFailure", "mode"), f.Mode == v1alpha1.OnStoreFailureLocal, f.Mode)
-	}
 	if d := p.Spec.Distribution; d != nil {
-		other := d.Mode == v1alpha1.DistributionLeased || d.Mode == v1alpha1.DistributionPerReplica
-		u.value(path.Child("distribution", "mode"), other, d.Mode)
+		u.value(path.Child("distribution", "mode"), d.Mode == v1alpha1.DistributionLeased, d.Mode)
 		u.field(path.Child("distribution", "syncInterval"), d.SyncInterval != nil)
 	}
 	u.field(path.Child("authentication"), p.Spec.Authentication != nil)

@@ -33,6 +33,8 @@ type use struct {
 	credentials string
 	// provider gives the user and password instead. Nil is nobody.
 	provider func(context.Context) (username, password string, err error)
+	// pace is what the client's dials are bound to. Nil is nothing.
+	pace *Pace
 }
 
 var (
@@ -51,7 +53,13 @@ var (
 // The query takes the options of go-redis, like pool_size and read_timeout. Open sends nothing: a Redis that
 // isn't there shows in the first call.
 func Open(address string, options ...Option) (redis.UniversalClient, error) {
-	return open(address, anything.with(options))
+	u := anything.with(options)
+	client, err := open(address, u)
+	if err != nil {
+		return nil, err
+	}
+	u.hook(client)
+	return client, nil
 }
 
 // OpenCounting is [Open] for a few calls at a time, made by who doesn't have to wait for them: whatever its
@@ -59,16 +67,32 @@ func Open(address string, options ...Option) (redis.UniversalClient, error) {
 // finds its connections as it left them. And one that is back after it was gone is dialed by the first call;
 // other clients wait for up to a second then.
 func OpenCounting(address string, options ...Option) (redis.UniversalClient, error) {
-	client, err := open(address, counting.with(options))
+	u := counting.with(options)
+	client, err := open(address, u)
 	if err != nil {
 		return nil, err
 	}
-	if cluster, ok := client.(*redis.ClusterClient); ok {
-		cluster.OnNewNode(func(node *redis.Client) { node.AddHook(undeterred{}) })
-		return cluster, nil
-	}
-	client.AddHook(undeterred{})
+	u.hook(client, undeterred{})
 	return client, nil
+}
+
+// hook adds hooks to the client of each server, and to those that of the pace: what it refuses has failed to the
+// others.
+func (u use) hook(client redis.UniversalClient, hooks ...redis.Hook) {
+	add := func(server *redis.Client) {
+		for _, h := range hooks {
+			server.AddHook(h)
+		}
+		if u.pace != nil {
+			server.AddHook(u.pace.of(server.Options().Addr))
+		}
+	}
+	switch c := client.(type) {
+	case *redis.ClusterClient:
+		c.OnNewNode(add)
+	case *redis.Client:
+		add(c)
+	}
 }
 
 func open(address string, u use) (redis.UniversalClient, error) {

@@ -87,7 +87,7 @@ func TestTheRightsAreEnoughOnACluster(t *testing.T) {
 func TestEveryCommandInAScriptIsARight(t *testing.T) {
 	scripts := strategy.Script
 	for _, a := range strategy.Names() {
-		scripts += strategy.One(a)
+		scripts += strategy.Alone(a)
 	}
 	var missing []string
 	for _, m := range regexp.MustCompile(`(?:call|pass)\('([A-Z]+)'`).FindAllStringSubmatch(scripts, -1) {
@@ -205,7 +205,7 @@ func wantNothingRefused(t *testing.T, admin *goredis.Client) {
 // closed is a circuit that never opens.
 type closed struct{}
 
-func (closed) Do(_ context.Context, call func() error) error { return call() }
+func (closed) Do(ctx context.Context, call func(context.Context) error) error { return call(ctx) }
 
 // count takes, refunds and renews, with windows so short that counters come and go.
 func count(t *testing.T, store limiter.Store) {

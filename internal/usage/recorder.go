@@ -26,6 +26,17 @@ const (
 // outcomes are those that are counted, in the order of the counters.
 var outcomes = [...]limiter.Outcome{
 	limiter.Allowed, limiter.Denied, limiter.ShadowDenied, limiter.FailedOpen, limiter.FailedClosed,
+	limiter.LocalAllowed, limiter.LocalDenied,
+}
+
+// degraded says whether an outcome is one without the store.
+func degraded(o limiter.Outcome) bool {
+	switch o {
+	case limiter.FailedOpen, limiter.FailedClosed, limiter.LocalAllowed, limiter.LocalDenied:
+		return true
+	default:
+		return false
+	}
 }
 
 // counters count the outcomes of one limit, since it is known.
@@ -38,6 +49,8 @@ func (c *counters) counts() Counts {
 		ShadowDenied: c[2].Load(),
 		FailedOpen:   c[3].Load(),
 		FailedClosed: c[4].Load(),
+		LocalAllowed: c[5].Load(),
+		LocalDenied:  c[6].Load(),
 	}
 }
 
@@ -69,7 +82,7 @@ func NewRecorder() *Recorder {
 
 // Record implements [limiter.Recorder]. A limit that [Recorder.Keep] hasn't told of is counted too.
 func (r *Recorder) Record(id limiter.LimitID, outcome limiter.Outcome) {
-	if outcome == limiter.FailedOpen || outcome == limiter.FailedClosed {
+	if degraded(outcome) {
 		r.failed.Store(time.Now().UnixNano())
 	}
 	c, known := (*r.limits.Load())[id]
@@ -188,6 +201,8 @@ func (c Counts) scaled(part float64) Counts {
 		ShadowDenied: scale(c.ShadowDenied),
 		FailedOpen:   scale(c.FailedOpen),
 		FailedClosed: scale(c.FailedClosed),
+		LocalAllowed: scale(c.LocalAllowed),
+		LocalDenied:  scale(c.LocalDenied),
 	}
 }
 

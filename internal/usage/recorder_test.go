@@ -149,7 +149,7 @@ func nearly(x, y usage.Counts) bool {
 }
 
 func TestDegraded(t *testing.T) {
-	for _, outcome := range []limiter.Outcome{limiter.FailedOpen, limiter.FailedClosed} {
+	for _, outcome := range []limiter.Outcome{limiter.FailedOpen, limiter.FailedClosed, limiter.LocalAllowed, limiter.LocalDenied} {
 		t.Run("a failure of the store is told of for ten seconds: "+string(outcome), func(t *testing.T) {
 			r := usage.NewRecorder()
 			before := time.Now()
@@ -189,6 +189,8 @@ func TestCollect(t *testing.T) {
 			"weir_decisions_total limit=a namespace=shop outcome=denied policy=p":        1,
 			"weir_decisions_total limit=a namespace=shop outcome=failed_closed policy=p": 0,
 			"weir_decisions_total limit=a namespace=shop outcome=failed_open policy=p":   0,
+			"weir_decisions_total limit=a namespace=shop outcome=local_allowed policy=p": 0,
+			"weir_decisions_total limit=a namespace=shop outcome=local_denied policy=p":  0,
 			"weir_decisions_total limit=a namespace=shop outcome=shadow_denied policy=p": 0,
 		}
 		if diff := cmp.Diff(want, gather(t, r)); diff != "" {

@@ -27,6 +27,8 @@ type Report struct {
 	// Ports are the numbers of the application's ports that it stands before, by the names of its listeners. It
 	// is nil in reports of releases that don't tell.
 	Ports map[string]int32 `json:"ports,omitempty"`
+	// Reason is a word for why, as in the metric of the store's errors. It is empty where that isn't known.
+	Reason string `json:"reason,omitempty"`
 	// Limits are those that requests met in the last five minutes, in order of their names.
 	Limits []Limit `json:"limits,omitempty"`
 }
@@ -67,6 +69,8 @@ type Counts struct {
 	ShadowDenied int64 `json:"shadowDenied,omitempty"`
 	FailedOpen   int64 `json:"failedOpen,omitempty"`
 	FailedClosed int64 `json:"failedClosed,omitempty"`
+	LocalAllowed int64 `json:"localAllowed,omitempty"`
+	LocalDenied  int64 `json:"localDenied,omitempty"`
 }
 
 // plus gives c with n times o added.
@@ -77,6 +81,8 @@ func (c Counts) plus(n int64, o Counts) Counts {
 		ShadowDenied: c.ShadowDenied + n*o.ShadowDenied,
 		FailedOpen:   c.FailedOpen + n*o.FailedOpen,
 		FailedClosed: c.FailedClosed + n*o.FailedClosed,
+		LocalAllowed: c.LocalAllowed + n*o.LocalAllowed,
+		LocalDenied:  c.LocalDenied + n*o.LocalDenied,
 	}
 }
 
@@ -100,6 +106,8 @@ func (c Counts) Rounded() Counts {
 		ShadowDenied: round(c.ShadowDenied),
 		FailedOpen:   round(c.FailedOpen),
 		FailedClosed: round(c.FailedClosed),
+		LocalAllowed: round(c.LocalAllowed),
+		LocalDenied:  round(c.LocalDenied),
 	}
 }
 

@@ -39,8 +39,9 @@ func report(pod string) usage.Report {
 		Enforcer: usage.Enforcer{Pod: pod, UID: "uid-" + pod, Nonce: "1", Labels: map[string]string{"app": "checkout"}},
 		Revision: configstore.Revision{Epoch: 1795445799075, Number: 42},
 		Degraded: true,
+		Reason:   "oom",
 		Limits: []usage.Limit{
-			{Namespace: "shop", Policy: "p", Limit: "a", Counts: usage.Counts{Allowed: 1, Denied: 2, ShadowDenied: 3, FailedOpen: 4, FailedClosed: 5}},
+			{Namespace: "shop", Policy: "p", Limit: "a", Counts: usage.Counts{Allowed: 1, Denied: 2, ShadowDenied: 3, FailedOpen: 4, FailedClosed: 5, LocalAllowed: 6, LocalDenied: 7}},
 			{Namespace: "shop", Policy: "p", Limit: "b", Counts: usage.Counts{Denied: 1}},
 		},
 	}
@@ -245,7 +246,7 @@ func TestTotals(t *testing.T) {
 	t.Run("all reports of one limit are added up", func(t *testing.T) {
 		reports := []usage.Observed{{Report: report("one")}, {Report: report("two")}, {}}
 		id := limiter.LimitID{Namespace: "shop", Policy: "p", Limit: "a"}
-		want := usage.Counts{Allowed: 2, Denied: 4, ShadowDenied: 6, FailedOpen: 8, FailedClosed: 10}
+		want := usage.Counts{Allowed: 2, Denied: 4, ShadowDenied: 6, FailedOpen: 8, FailedClosed: 10, LocalAllowed: 12, LocalDenied: 14}
 		if diff := cmp.Diff(want, usage.Totals(reports)[id]); diff != "" {
 			t.Errorf("total (-want +got):\n%s", diff)
 		}
@@ -261,4 +262,36 @@ func TestRounded(t *testing.T) {
 			t.Errorf("%d rounded (-want +got):\n%s", n, diff)
 		}
 	}
+}
+
+func TestCheck(t *testing.T) {
+	server := redistest.Start(t)
+	client := server.Client(t)
+	reader := usage.NewReader(client, instance)
+	t.Run("a store that takes reports is well", func(t *testing.T) {
+		if err := reader.Check(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("so it is to a user who may write the keys of reports and no others", func(t *testing.T) {
+		if err := client.Do(t.Context(), "ACL", "SETUSER", "reader", "on", "nopass", "~weir:*:{report/*}", "+set").Err(); err != nil {
+			t.Fatal(err)
+		}
+		limited, err := redisclient.Open("redis://reader:any@" + server.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = limited.Close() }()
+		if err := usage.NewReader(limited, instance).Check(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("one that is full says so", func(t *testing.T) {
+		if err := client.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
+			t.Fatal(err)
+		}
+		if got := redisclient.Reason(reader.Check(t.Context())); got != redisclient.Full {
+			t.Errorf("the reason is %q", got)
+		}
+	})
 }

@@ -4,6 +4,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -19,13 +20,18 @@ const (
 	// probeInterval is how long an open circuit waits after a probe has failed. A store that is back is
 	// noticed this much later at most.
 	probeInterval = 200 * time.Millisecond
+	// probePatience is how long the caller of a probe waits for somebody who hangs: most who are back answer sooner.
+	// maxProbe is how long the probe itself does.
+	probePatience = time.Millisecond
+	maxProbe      = 500 * time.Millisecond
 )
 
 // Circuit spares callers the wait for somebody who doesn't answer. After five failures in a row, and 30 ms without
 // an answer, it is open: its calls fail at once, with an error that wraps [limiter.ErrNotAsked] and the last
 // failure. One call at a time is let through as a probe, the first at once, the next 200 ms after one that
 // failed, and the first answer closes the circuit. So who only stumbled is asked again after one probe, however
-// many waited for it.
+// many waited for it. The caller of a probe waits for it; but once a budget was spent on who doesn't answer, a
+// millisecond only. Then it is told the last failure, and the call goes on without it, for half a second at most.
 //
 // A failure is an error that unanswered is true of, or a call whose [Deadline] has passed, unless the caller gave
 // up by itself: callers who are in a hurry say nothing about whom they ask. Other errors count neither way.
@@ -39,6 +45,8 @@ type Circuit struct {
 	last     error
 	answered time.Time
 	open     bool
+	// hangs says that a budget was spent since the last answer.
+	hangs bool
 	// While the circuit is open: whether a probe is under way, and else when the next may be.
 	probing bool
 	next    time.Time
@@ -49,13 +57,17 @@ func NewCircuit(unanswered func(error) bool) *Circuit {
 	return &Circuit{unanswered: unanswered}
 }
 
-// Do makes a call, unless the circuit is open. The error is that of the call, or says that it was not made.
-func (c *Circuit) Do(ctx context.Context, call func() error) error {
+// Do makes a call, unless the circuit is open. The error is that of the call, or says why there is none, or no answer
+// to it yet: the call may then still go on, and what it writes must not be read.
+func (c *Circuit) Do(ctx context.Context, call func(context.Context) error) error {
 	probe, err := c.admit()
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case probe:
+		return c.probe(ctx, call)
 	}
-	err = call()
+	err = call(ctx)
 	if err != nil && spent(ctx) {
 		err = errSpent
 	}
@@ -63,11 +75,48 @@ func (c *Circuit) Do(ctx context.Context, call func() error) error {
 	case err == nil:
 		c.succeed()
 	case c.unanswered(err) && (ctx.Err() == nil || spent(ctx)):
-		c.fail(err, probe)
-	case probe:
-		c.release()
+		c.fail(err, false)
 	}
 	return err
+}
+
+// probe makes a call that doesn't end with its caller's patience.
+func (c *Circuit) probe(ctx context.Context, call func(context.Context) error) error {
+	result := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), maxProbe)
+		defer cancel()
+		err := call(ctx)
+		switch {
+		case err == nil:
+			c.succeed()
+		case c.unanswered(err):
+			c.fail(err, true)
+		default:
+			c.release()
+		}
+		result <- err
+	}()
+	patience, last := c.failing()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case err := <-result:
+		return err
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return fmt.Errorf("waiting for a probe: %w", last)
+}
+
+// failing gives how long the caller of a probe waits, and the last failure.
+func (c *Circuit) failing() (patience time.Duration, last error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hangs {
+		return probePatience, c.last
+	}
+	return maxProbe, c.last
 }
 
 // admit says whether the call is a probe, or why it must not be made.
@@ -88,7 +137,7 @@ func (c *Circuit) succeed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.failures, c.answered = 0, time.Now()
-	c.open, c.probing, c.next = false, false, time.Time{}
+	c.open, c.hangs, c.probing, c.next = false, false, false, time.Time{}
 }
 
 func (c *Circuit) fail(err error, probe bool) {
@@ -97,6 +146,7 @@ func (c *Circuit) fail(err error, probe bool) {
 	now := time.Now()
 	c.failures++
 	c.last = err
+	c.hangs = c.hangs || errors.Is(err, context.DeadlineExceeded)
 	c.open = c.open || c.failures >= maxFailures && now.Sub(c.answered) >= maxSilence
 	if probe {
 		c.probing, c.next = false, now.Add(probeInterval)
@@ -121,20 +171,24 @@ type breaker struct {
 }
 
 // Take implements [limiter.Store].
-func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) (verdicts []limiter.Verdict, err error) {
-	err = b.circuit.Do(ctx, func() error {
+func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
+	var verdicts []limiter.Verdict
+	err := b.circuit.Do(ctx, func(ctx context.Context) (err error) {
 		verdicts, err = b.store.Take(ctx, hits)
 		return err
 	})
-	return verdicts, err
+	if err != nil {
+		return nil, err
+	}
+	return verdicts, nil
 }
 
 // Refund implements [limiter.Store].
 func (b *breaker) Refund(ctx context.Context, charges []limiter.Charge) error {
-	return b.circuit.Do(ctx, func() error { return b.store.Refund(ctx, charges) })
+	return b.circuit.Do(ctx, func(ctx context.Context) error { return b.store.Refund(ctx, charges) })
 }
 
 // Renew implements [limiter.Store].
 func (b *breaker) Renew(ctx context.Context, charges []limiter.Charge) error {
-	return b.circuit.Do(ctx, func() error { return b.store.Renew(ctx, charges) })
+	return b.circuit.Do(ctx, func(ctx context.Context) error { return b.store.Renew(ctx, charges) })
 }

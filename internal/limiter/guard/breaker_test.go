@@ -5,6 +5,7 @@ package guard_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -16,7 +17,11 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/guard"
 )
 
-const probeInterval = 200 * time.Millisecond
+const (
+	probeInterval = 200 * time.Millisecond
+	// maxProbe is how long a probe goes on after its caller has gone.
+	maxProbe = 500 * time.Millisecond
+)
 
 var errSilent = errors.New("silent")
 
@@ -57,6 +62,8 @@ func TestBreaker(t *testing.T) {
 					_, err := store.Take(t.Context(), nil)
 					return err
 				})
+				time.Sleep(maxProbe)
+				synctest.Wait()
 			})
 		})
 	}
@@ -155,6 +162,26 @@ func TestBreaker(t *testing.T) {
 			}
 		}
 	})
+	run("of a store that hangs a probe's caller waits for a millisecond, and the probe closes the breaker all the same", func(t *testing.T, p *patient, take func() error) {
+		p.err, p.delay = fmt.Errorf("%w: %w", errSilent, context.DeadlineExceeded), budget
+		fail(take, 5)
+		start := time.Now()
+		fail(take, 1)
+		if took := time.Since(start); took != time.Millisecond {
+			t.Errorf("a probe's caller waited for %s", took)
+		}
+		time.Sleep(budget + probeInterval)
+		synctest.Wait()
+		p.err, p.delay = nil, 10*time.Millisecond
+		if err := take(); !errors.Is(err, errSilent) || errors.Is(err, limiter.ErrNotAsked) {
+			t.Errorf("the error is %v", err)
+		}
+		time.Sleep(p.delay)
+		if err := take(); err != nil {
+			t.Error(err)
+		}
+		wantCalls(t, p, 8)
+	})
 	run("errors that are answers open nothing", func(t *testing.T, p *patient, take func() error) {
 		p.err = limiter.ErrInvalid
 		fail(take, 100)
@@ -232,8 +259,9 @@ func TestCircuitWithinADeadline(t *testing.T) {
 		if _, err := store.Take(t.Context(), nil); !late(err) || !errors.Is(err, limiter.ErrNotAsked) {
 			t.Errorf("budgets that were spent have not opened the circuit: %v", err)
 		}
+		synctest.Wait()
 		p.delay = 0
-		time.Sleep(probeInterval)
+		time.Sleep(maxProbe + probeInterval) // The probe was under way when the budget of its caller was spent.
 		if _, err := store.Take(t.Context(), nil); err != nil {
 			t.Error(err)
 		}

@@ -3,7 +3,6 @@
 package redisstore
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -165,9 +164,12 @@ func (c *Cluster) ride(ctx context.Context, r strategy.Request) ([]limiter.Verdi
 }
 
 // through rides unless the circuit is open. Who answers that it has executed nothing has answered.
-func through(ctx context.Context, circuit Circuit, b *batcher, r strategy.Request) (verdicts []limiter.Verdict, err error) {
-	var refusal error
-	err = circuit.Do(ctx, func() error {
+func through(ctx context.Context, circuit Circuit, b *batcher, r strategy.Request) ([]limiter.Verdict, error) {
+	var (
+		verdicts []limiter.Verdict
+		refusal  error
+	)
+	err := circuit.Do(ctx, func(ctx context.Context) (err error) {
 		verdicts, err = b.ride(ctx, r)
 		if unexecuted(err) {
 			refusal = err
@@ -175,7 +177,10 @@ func through(ctx context.Context, circuit Circuit, b *batcher, r strategy.Reques
 		}
 		return err
 	})
-	return verdicts, cmp.Or(err, refusal)
+	if err != nil {
+		return nil, err
+	}
+	return verdicts, refusal
 }
 
 // find gives the partition of a key as it is now.

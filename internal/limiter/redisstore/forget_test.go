@@ -12,7 +12,7 @@ import (
 // closed is a circuit that never opens.
 type closed struct{}
 
-func (closed) Do(_ context.Context, call func() error) error { return call() }
+func (closed) Do(ctx context.Context, call func(context.Context) error) error { return call(ctx) }
 
 func TestShardsThatAreGone(t *testing.T) {
 	client := redis.NewClusterClient(&redis.ClusterOptions{})

@@ -17,8 +17,9 @@ import (
 
 // Circuit keeps calls from a shard that has not answered others lately. It is safe for concurrent use.
 type Circuit interface {
-	// Do makes a call, unless the circuit is open: then its error wraps [limiter.ErrNotAsked].
-	Do(ctx context.Context, call func() error) error
+	// Do makes a call, unless the circuit is open: then its error wraps [limiter.ErrNotAsked]. After any error the call
+	// may still go on, and what it writes must not be read.
+	Do(ctx context.Context, call func(context.Context) error) error
 }
 
 // shard has the requests of a batch decided in one round trip to the node that has their slots at the moment: those

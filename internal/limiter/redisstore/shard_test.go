@@ -256,11 +256,11 @@ func TestPipelines(t *testing.T) {
 // valve is a circuit that is open when it is told to be.
 type valve struct{ open atomic.Bool }
 
-func (v *valve) Do(_ context.Context, call func() error) error {
+func (v *valve) Do(ctx context.Context, call func(context.Context) error) error {
 	if v.open.Load() {
 		return limiter.ErrNotAsked
 	}
-	return call()
+	return call(ctx)
 }
 
 func TestAnOpenCircuit(t *testing.T) {

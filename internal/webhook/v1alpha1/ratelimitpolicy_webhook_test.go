@@ -61,9 +61,9 @@ func refused(t *testing.T, w *world, p *v1alpha1.RateLimitPolicy) {
 }
 
 func unsupported(t *testing.T, w *world, p *v1alpha1.RateLimitPolicy) {
-	p.Spec.OnStoreFailure = &v1alpha1.OnStoreFailure{Mode: v1alpha1.OnStoreFailureLocal}
+	p.Spec.Limits[0].Priority = v1alpha1.PriorityCritical
 	wantRefused(t, w.Create(t.Context(), p), map[string]string{
-		"spec.onStoreFailure.mode": "Forbidden: Local is not supported by this release",
+		"spec.limits[0].priority": "Forbidden: Critical is not supported by this release",
 	})
 }
 
