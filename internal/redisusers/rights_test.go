@@ -20,6 +20,7 @@ import (
 	"github.com/weir-dev/weir/internal/configstore"
 	"github.com/weir-dev/weir/internal/configstore/configstoretest"
 	"github.com/weir-dev/weir/internal/configstore/redis"
+	"github.com/weir-dev/weir/internal/fleet"
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/redisstore"
 	"github.com/weir-dev/weir/internal/limiter/strategy"
@@ -53,6 +54,7 @@ func TestTheRightsAreEnoughForAll(t *testing.T) {
 		watch(t, manager, sidecar)
 	})
 	t.Run("the sidecar reports, and the manager reads it", func(t *testing.T) { report(t, manager, sidecar) })
+	t.Run("the sidecar shares limits with others", func(t *testing.T) { share(t, sidecar) })
 	t.Run("nothing was refused", func(t *testing.T) { wantNothingRefused(t, admin) })
 }
 
@@ -77,6 +79,7 @@ func TestTheRightsAreEnoughOnACluster(t *testing.T) {
 	count(t, redisstore.NewCluster(sidecar.(*goredis.ClusterClient), func() redisstore.Circuit { return closed{} }))
 	watch(t, manager, sidecar)
 	report(t, manager, sidecar)
+	share(t, sidecar)
 	each(func(_ context.Context, node *goredis.Client) error {
 		wantNothingRefused(t, node)
 		return nil
@@ -297,6 +300,9 @@ func report(t *testing.T, manager, sidecar goredis.UniversalClient) {
 	defer reporting.Wait()
 	defer cancel()
 	reader := usage.NewReader(manager, instance)
+	if err := reader.Check(ctx); err != nil {
+		t.Error(err)
+	}
 	awaitReports := func(n int) []usage.Observed {
 		t.Helper()
 		for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
@@ -317,4 +323,30 @@ func report(t *testing.T, manager, sidecar goredis.UniversalClient) {
 	}
 	cancel()
 	awaitReports(0)
+}
+
+// share has two replicas tell of themselves, and leave.
+func share(t *testing.T, sidecar goredis.UniversalClient) {
+	t.Helper()
+	hit := limiter.Hit{ID: limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: "all"}, Target: "Service/checkout"}
+	ctx, cancel := context.WithCancel(t.Context())
+	var sharing sync.WaitGroup
+	defer sharing.Wait()
+	defer cancel()
+	var members []*fleet.Member
+	for _, name := range []string{"a", "b"} {
+		m := fleet.New(sidecar, instance, name, logr.Discard())
+		m.Keep([]fleet.Pool{fleet.PoolOf(&hit)})
+		sharing.Go(func() {
+			if err := m.Run(ctx); err != nil {
+				t.Errorf("sharing: %v", err)
+			}
+		})
+		members = append(members, m)
+	}
+	for end := time.Now().Add(patience); members[0].Replicas(&hit) != 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it knows %d replicas, not 2", members[0].Replicas(&hit))
+		}
+	}
 }
