@@ -43,6 +43,8 @@ type sidecar struct {
 	// counting is what requests are counted in, and store that of it whose failures are told.
 	counting limiter.Store
 	store    *watched
+	// leases is the part of counting that takes ahead of time. Nil where requests are counted in process.
+	leases *guard.Leases
 	// counters is the Redis to count in. Nil where requests are counted in process.
 	counters goredis.UniversalClient
 	watcher  configstore.Watcher
@@ -102,7 +104,9 @@ func (s *sidecar) openStore() error {
 	}
 	s.counters = client
 	s.store = watch(guarded(counting, s.options.decisionTimeout), log)
-	s.counting = guard.DenyCache(s.store)
+	s.leases = guard.NewLeases(guard.DenyCache(s.store))
+	s.counting = s.leases
+	s.metrics.MustRegister(leaseMetrics{s.leases})
 	return nil
 }
 
@@ -214,6 +218,9 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	helpers.Go(func() error { return s.follow(lasting) })
 	helpers.Go(func() error { s.engine.Run(lasting); return nil })
+	if s.leases != nil {
+		helpers.Go(func() error { s.leases.Run(lasting); return nil })
+	}
 	helpers.Go(func() error { s.tellOfBootstrap(lasting); return nil })
 	if s.counters != nil {
 		helpers.Go(func() error { s.store.greet(lasting, s.counters); return nil })

@@ -38,9 +38,7 @@ func Unsupported(p *v1alpha1.RateLimitPolicy) field.ErrorList {
 		u.value(path.Child("onStoreFailure", "mode"), f.Mode == v1alpha1.OnStoreFailureLocal, f.Mode)
 	}
 	if d := p.Spec.Distribution; d != nil {
-		other := d.Mode == v1alpha1.DistributionLeased || d.Mode == v1alpha1.DistributionPerReplica
-		u.value(path.Child("distribution", "mode"), other, d.Mode)
-		u.field(path.Child("distribution", "syncInterval"), d.SyncInterval != nil)
+		u.value(path.Child("distribution", "mode"), d.Mode == v1alpha1.DistributionPerReplica, d.Mode)
 	}
 	u.field(path.Child("authentication"), p.Spec.Authentication != nil)
 	for i := range p.Spec.Limits {
