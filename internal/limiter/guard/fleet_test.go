@@ -130,10 +130,11 @@ func (f *fleet) offer(ctx context.Context, random *rand.Rand, length time.Durati
 // ask does what Leases.Take does, but doesn't wait where that asks the store.
 func (r *replica) ask(ctx context.Context) {
 	r.offered.Add(1)
-	v, answer := r.decide(&r.hit)
+	h := r.hit
+	v, answer := r.decide(&h)
 	if answer == unknown {
 		r.fleet.all.Go(func() {
-			if v, err := r.store.Take(context.WithoutCancel(ctx), []limiter.Hit{r.hit}); err == nil && v[0].Allowed {
+			if v, err := r.store.Take(context.WithoutCancel(ctx), []limiter.Hit{h}); err == nil && v[0].Allowed {
 				r.admitted.Add(1)
 			}
 		})

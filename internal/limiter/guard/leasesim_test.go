@@ -75,7 +75,7 @@ func (f *fleet) zipf(demand float64) {
 // TestLeasesOfAFleet is a simulation in virtual time, in which all but the store and the network is what enforcers
 // run.
 func TestLeasesOfAFleet(t *testing.T) {
-	const replicas, warm, length = 100, 1500 * time.Millisecond, 3 * time.Second
+	const replicas, warm, length = 100, 1200 * time.Millisecond, 1500 * time.Millisecond
 	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 50_000, Window: time.Second, Burst: 50_000, Lease: 100 * time.Millisecond}
 	for load, check := range map[float64]func(r result) bool{
 		0.8: func(r result) bool { return r.admitted == 1 && r.local >= 0.99 },
