@@ -81,6 +81,7 @@ const (
 func (a *account) take(now time.Duration, cost int64) (limiter.Verdict, answer) {
 	a.demand.add(now, cost)
 	a.untold += cost
+	a.leased = a.demand.busy >= busyHorizons || a.leased && a.demand.idle < idleHorizons
 	for i := range a.leases {
 		if l := &a.leases[i]; l.left >= cost && now < l.dies {
 			l.left -= cost
@@ -123,10 +124,7 @@ func (a *account) held(now time.Duration) int64 {
 
 // wants says whether it is time to ask for a lease.
 func (a *account) wants(now time.Duration) bool {
-	if a.asking || now < a.due {
-		return false
-	}
-	if a.leased = a.leased && a.demand.idle < idleHorizons || a.demand.busy >= busyHorizons; !a.leased {
+	if !a.leased || a.asking || now < a.due {
 		return false
 	}
 	return a.scarce || float64(a.held(now)) <= a.low()
@@ -198,8 +196,7 @@ func (a *account) exhausted(now time.Duration) bool {
 
 // leave has the counter decide for a while: the last of a window is for whoever comes first.
 func (a *account) leave(now time.Duration) {
-	a.asking, a.leased, a.scarce, a.share = false, false, false, 1
-	a.demand.busy = 0
+	a.asking, a.scarce, a.share = false, false, 1
 	a.due = now + idleHorizons*a.terms.Horizon
 }
 

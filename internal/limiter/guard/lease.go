@@ -354,29 +354,31 @@ func (l *Leases) lease(a *account) {
 	}
 	sent := l.now()
 	verdicts, err := l.store.Take(ctx, []limiter.Hit{h})
+	if err != nil {
+		l.with(a, func(*accounts) { a.failed(l.now()) })
+		return
+	}
 	l.with(a, func(s *accounts) {
-		if err != nil {
-			a.failed(l.now())
-			return
-		}
 		a.granted(l.now(), sent, verdicts[0])
 		s.counts.Taken += verdicts[0].Taken
+		if s.all[h.Key] != a { // An edit came first.
+			s.owed = a.settle(math.MaxInt64, s.owed)
+		}
 	})
 }
 
 // divide tells the others of an account's demand, and learns of theirs, where there may not be enough for all.
 func (l *Leases) divide(ctx context.Context, a *account) error {
-	var h limiter.Hit
-	contended := false
+	var census limiter.Hit
 	l.with(a, func(*accounts) {
-		if contended = a.contended(); contended {
-			h = a.census()
+		if a.contended() {
+			census = a.census()
 		}
 	})
-	if !contended {
+	if census.Key == "" {
 		return nil
 	}
-	verdicts, err := l.store.Take(ctx, []limiter.Hit{h})
+	verdicts, err := l.store.Take(ctx, []limiter.Hit{census})
 	if err == nil {
 		l.with(a, func(*accounts) { a.counted(verdicts[0]) })
 	}

@@ -145,6 +145,23 @@ func TestLeases(t *testing.T) {
 			t.Errorf("%d are left, not %d", got, want)
 		}
 	})
+	inBubble(t, "a lease that is under way at an edit goes back too", 1, daily, func(ctx context.Context, t *testing.T, f *fleet) {
+		f.warm(ctx, 1000)
+		r := f.replicas[0]
+		for random := rand.New(rand.NewPCG(1, 5)); !r.asking(); {
+			f.offer(ctx, random, halfWay)
+		}
+		before := r.Counts().Taken
+		r.hit.Limit.Requests++
+		r.ask(ctx)
+		time.Sleep(100 * time.Millisecond)
+		if taken := r.Counts().Taken - before; taken == 0 {
+			t.Error("nothing was under way")
+		}
+		if got, want := f.left(t, r.hit), daily.Requests+1-f.charged(); got != want {
+			t.Errorf("%d are left, not %d", got, want)
+		}
+	})
 	inBubble(t, "a crash loses no more than what was held, and only until the window ends", 1, daily, func(ctx context.Context, t *testing.T, f *fleet) {
 		f.warm(ctx, 1000)
 		f.crash(ctx, 0)
@@ -308,6 +325,14 @@ func TestLeasesOfManyKeys(t *testing.T) {
 			t.Errorf("%d accounts are never forgotten", n)
 		}
 	})
+}
+
+// asking says whether a lease is under way.
+func (r *replica) asking() bool {
+	s := r.shard(r.hit.Key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all[r.hit.Key].asking
 }
 
 // accounts gives how many a replica has.
