@@ -137,7 +137,7 @@ func (s *accounts) roomy(now time.Duration) bool {
 
 // Take implements [limiter.Store].
 func (l *Leases) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
-	if !slices.ContainsFunc(hits, leasable) {
+	if !anyLeasable(hits) {
 		return l.store.Take(ctx, hits)
 	}
 	if err := ctx.Err(); err != nil {
@@ -152,11 +152,20 @@ func (l *Leases) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdic
 	return l.store.Take(ctx, hits)
 }
 
-func leasable(h limiter.Hit) bool { return h.Limit.Lease > 0 && h.Cost > 0 && !h.UpTo }
+func anyLeasable(hits []limiter.Hit) bool {
+	for i := range hits {
+		if leasable(&hits[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+func leasable(h *limiter.Hit) bool { return h.Limit.Lease > 0 && h.Cost > 0 && !h.UpTo }
 
 // decide has a hit's account decide, and take a lease in time.
 func (l *Leases) decide(h *limiter.Hit) (limiter.Verdict, answer) {
-	if !leasable(*h) {
+	if !leasable(h) {
 		return limiter.Verdict{}, unknown
 	}
 	now, s := l.now(), l.shard(h.Key)
