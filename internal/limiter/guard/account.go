@@ -18,6 +18,8 @@ const (
 	idleHorizons        = 10
 	// lowPart is the part of a horizon for which a lease still has to last when the next one is asked for.
 	lowPart = 0.3
+	// maxGrowth is by how much demand grows at most when leases run out.
+	maxGrowth = 4
 	// recheck is how often a counter that has nothing left is asked again, however long it says to wait: others may
 	// give back what they don't need.
 	recheck = 500 * time.Millisecond
@@ -34,13 +36,18 @@ type account struct {
 	leased bool
 	// leases are in the order in which they were taken. Some may not be usable any more.
 	leases []lease
-	// asking says that a lease is under way. Before due none is asked for.
+	// asking says that a lease is under way, and asked since when. Before due none is asked for.
 	asking bool
+	asked  time.Duration
 	due    time.Duration
-	// size is what is to be held after it, but for rest, a part of a unit, and took how long the last one was under way.
+	// size is what is to be held after it, but for rest, a part of a unit, and took how long one
+	// was under way lately.
 	size int64
 	rest float64
 	took time.Duration
+	// used is what was used of leases since the last one came.
+	used  int64
+	since time.Duration
 	// said is what the counter last said, and at when it was asked.
 	said limiter.Verdict
 	at   time.Duration
@@ -85,6 +92,7 @@ func (a *account) take(now time.Duration, cost int64) (limiter.Verdict, answer) 
 	for i := range a.leases {
 		if l := &a.leases[i]; l.left >= cost && now < l.dies {
 			l.left -= cost
+			a.used += cost
 			return a.admitted(now, l.receipt), taken
 		}
 	}
@@ -93,6 +101,7 @@ func (a *account) take(now time.Duration, cost int64) (limiter.Verdict, answer) 
 	if a.leased && a.scarce && cost <= a.size {
 		return a.refused(now), refused
 	}
+	a.runOut(now)
 	return limiter.Verdict{}, unknown
 }
 
@@ -130,9 +139,10 @@ func (a *account) wants(now time.Duration) bool {
 	return a.scarce || float64(a.held(now)) <= a.low()
 }
 
-// low is how much is held when the next lease is asked for: enough for until it is there.
+// low is how much is held when the next lease is asked for: enough for until it is there, were demand twice as much.
 func (a *account) low() float64 {
-	return min(a.ahead(), lowPart*a.ahead()+2*a.demand.rate*a.took.Seconds())
+	size := float64(a.size)
+	return min(size, lowPart*size+2*a.demand.rate*a.took.Seconds())
 }
 
 // ahead is the demand of a horizon.
@@ -189,6 +199,16 @@ func (a *account) ask(now time.Duration) int64 {
 	return asked
 }
 
+// runOut takes the demand for what it was while there was something left: who has to wait for the counter asks for less.
+func (a *account) runOut(now time.Duration) {
+	if a.used == 0 {
+		return
+	}
+	speed := float64(a.used) / (now - a.since).Seconds()
+	a.demand.rate = max(a.demand.rate, min(speed, maxGrowth*a.demand.rate))
+	a.used = 0
+}
+
 // exhausted says whether the counter has nothing left, and gets nothing before its window ends.
 func (a *account) exhausted(now time.Duration) bool {
 	return a.terms.Rate == 0 && a.said.RetryAfter > 0 && now-a.at < a.said.RetryAfter
@@ -220,7 +240,9 @@ func (a *account) divide(now time.Duration) {
 
 // granted keeps what came of asking, which was sent then.
 func (a *account) granted(now, sent time.Duration, v limiter.Verdict) {
-	a.said, a.at, a.took, a.asking = v, sent, now-sent, false
+	a.said, a.at, a.asking = v, sent, false
+	a.took = max(now-a.asked, a.took-a.took/8)
+	a.used, a.since = 0, now
 	if v.Taken > 0 {
 		lasts := a.terms.Term
 		if v.Lasts > 0 {

@@ -19,9 +19,6 @@ const (
 	// Accounts take some 400 bytes each, and so 7 MB at most.
 	accountShards = 64
 	maxAccounts   = 256
-	// gather is how long the first who asks for a lease waits for others, so that they ride together. It is short
-	// beside any horizon.
-	gather = time.Millisecond
 	// sweepInterval is how often it is looked for what isn't used.
 	sweepInterval = 25 * time.Millisecond
 	// leaseTimeout is how long the store may take for what nobody waits for.
@@ -180,7 +177,7 @@ func (l *Leases) decide(h *limiter.Hit) (limiter.Verdict, answer) {
 	if a.wants(now) {
 		select {
 		case l.due <- a:
-			a.asking = true
+			a.asking, a.asked = true, now
 		default: // It asks again with the next hit.
 		}
 	}
@@ -318,31 +315,12 @@ func (l *Leases) Run(ctx context.Context) {
 			calls.Wait()
 			l.close()
 			return
-		case first := <-l.due:
-			for _, a := range l.gather(ctx, first) {
-				calls.Go(func() { l.lease(a) })
-			}
+		case a := <-l.due:
+			calls.Go(func() { l.lease(a) })
 		case <-sweep.C:
 			if owed := l.sweep(l.now()); len(owed) > 0 {
 				calls.Go(func() { l.refund(owed) })
 			}
-		}
-	}
-}
-
-// gather gives all who want a lease soon after the first.
-func (l *Leases) gather(ctx context.Context, first *account) []*account {
-	together := []*account{first}
-	end := time.NewTimer(gather)
-	defer end.Stop()
-	for {
-		select {
-		case a := <-l.due:
-			together = append(together, a)
-		case <-end.C:
-			return together
-		case <-ctx.Done():
-			return together
 		}
 	}
 }
