@@ -19,7 +19,7 @@ const (
 	// lowPart is the part of a horizon for which a lease still has to last when the next one is asked for.
 	lowPart = 0.3
 	// maxGrowth is by how much demand grows at most when leases run out.
-	maxGrowth = 4
+	maxGrowth = 16
 	// recheck is how often a counter that has nothing left is asked again, however long it says to wait: others may
 	// give back what they don't need.
 	recheck = 500 * time.Millisecond
@@ -40,12 +40,11 @@ type account struct {
 	asking bool
 	asked  time.Duration
 	due    time.Duration
-	// size is what is to be held after it, but for rest, a part of a unit, and took how long one
-	// was under way lately.
+	// size is what is to be held after it, but for rest, a part of a unit, and took how long one was under way lately.
 	size int64
 	rest float64
 	took time.Duration
-	// used is what was used of leases since the last one came.
+	// used is what was used of leases since the last one came, or they ran out.
 	used  int64
 	since time.Duration
 	// said is what the counter last said, and at when it was asked.
@@ -105,6 +104,16 @@ func (a *account) take(now time.Duration, cost int64) (limiter.Verdict, answer) 
 	return limiter.Verdict{}, unknown
 }
 
+// runOut takes the demand for what it was while there was something left: who has to wait for the counter asks for less.
+func (a *account) runOut(now time.Duration) {
+	if a.used == 0 {
+		return
+	}
+	speed := float64(a.used) / (now - a.since).Seconds()
+	a.demand.rate = max(a.demand.rate, min(speed, maxGrowth*a.demand.rate))
+	a.used = 0
+}
+
 func (a *account) admitted(now time.Duration, receipt int64) limiter.Verdict {
 	return limiter.Verdict{
 		Allowed:    true,
@@ -148,28 +157,31 @@ func (a *account) low() float64 {
 // ahead is the demand of a horizon.
 func (a *account) ahead() float64 { return a.demand.rate * a.terms.Horizon.Seconds() }
 
-// contended says whether replicas have to tell each other of their demand: where there is plenty they don't.
-func (a *account) contended() bool {
-	return a.scarce || 2*a.said.Remaining < a.hit.Limit.Capacity()
-}
+const (
+	// censusHorizons are the horizons of which the demand of all is counted, and censusSize is above any.
+	censusHorizons = 4
+	censusSize     = 1_000_000_000
+)
 
-// censusHorizons are the horizons of which the demand of all is counted.
-const censusHorizons = 8
-
-// census gives the hit that tells the others of the demand that they haven't been told of.
-func (a *account) census() limiter.Hit {
-	h := limiter.Hit{Key: a.hit.Key + ":demand", Cost: a.untold, ID: a.hit.ID, Limit: limiter.Limit{
-		Algorithm: limiter.SlidingWindowApproximate,
-		Requests:  1_000_000_000,
-		Window:    censusHorizons * a.terms.Horizon,
-	}}
+// census gives the hit that tells the others of the demand since the last time, and false where there is plenty for all:
+// then nobody has to know.
+func (a *account) census() (limiter.Hit, bool) {
+	told := a.untold
 	a.untold = 0
-	return h
+	if contended := a.at > 0 && 2*a.said.Remaining < a.hit.Limit.Capacity(); !contended && !a.scarce {
+		a.everyone = 0
+		return limiter.Hit{}, false
+	}
+	return limiter.Hit{Key: a.hit.Key + ":demand", Cost: told, ID: a.hit.ID, Limit: limiter.Limit{
+		Algorithm: limiter.SlidingWindowApproximate,
+		Requests:  censusSize,
+		Window:    censusHorizons * a.terms.Horizon,
+	}}, true
 }
 
 // counted keeps what the census says.
 func (a *account) counted(v limiter.Verdict) {
-	a.everyone = float64(1_000_000_000-v.Remaining) / (censusHorizons * a.terms.Horizon).Seconds()
+	a.everyone = float64(censusSize-v.Remaining) / (censusHorizons * a.terms.Horizon).Seconds()
 }
 
 // ask gives how much to ask for, which can be nothing. Where there is enough, that is somewhat more than comes within
@@ -197,16 +209,6 @@ func (a *account) ask(now time.Duration) int64 {
 		a.asking, a.due = false, now+a.pause()
 	}
 	return asked
-}
-
-// runOut takes the demand for what it was while there was something left: who has to wait for the counter asks for less.
-func (a *account) runOut(now time.Duration) {
-	if a.used == 0 {
-		return
-	}
-	speed := float64(a.used) / (now - a.since).Seconds()
-	a.demand.rate = max(a.demand.rate, min(speed, maxGrowth*a.demand.rate))
-	a.used = 0
 }
 
 // exhausted says whether the counter has nothing left, and gets nothing before its window ends.

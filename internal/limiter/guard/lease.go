@@ -305,6 +305,7 @@ func (l *Leases) Renew(ctx context.Context, charges []limiter.Charge) error {
 }
 
 // Run takes leases and gives back what isn't used, until ctx is done. Then it gives back everything, within a second.
+// Leases that are taken at once ride together, as far as the inner store's requests do.
 func (l *Leases) Run(ctx context.Context) {
 	var calls sync.WaitGroup
 	sweep := time.NewTicker(sweepInterval)
@@ -357,12 +358,9 @@ func (l *Leases) lease(a *account) {
 // divide tells the others of an account's demand, and learns of theirs, where there may not be enough for all.
 func (l *Leases) divide(ctx context.Context, a *account) error {
 	var census limiter.Hit
-	l.with(a, func(*accounts) {
-		if a.contended() {
-			census = a.census()
-		}
-	})
-	if census.Key == "" {
+	contended := false
+	l.with(a, func(*accounts) { census, contended = a.census() })
+	if !contended {
 		return nil
 	}
 	verdicts, err := l.store.Take(ctx, []limiter.Hit{census})
