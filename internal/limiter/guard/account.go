@@ -184,13 +184,14 @@ func (a *account) counted(v limiter.Verdict) {
 	a.everyone = float64(censusSize-v.Remaining) / (censusHorizons * a.terms.Horizon).Seconds()
 }
 
-// ask gives how much to ask for, which can be nothing. Where there is enough, that is somewhat more than comes within
-// a horizon on average.
+// ask gives how much to ask for, which can be nothing. Where there is enough, that is somewhat more than comes on average
+// until the lease is there, and within a horizon from then on.
 func (a *account) ask(now time.Duration) int64 {
 	a.divide(now)
 	n := a.ahead() * a.share
 	switch {
 	case !a.scarce:
+		n += a.demand.rate * min(a.took, a.terms.Term-a.terms.Horizon).Seconds()
 		n += 2 * math.Sqrt(n)
 	case a.exhausted(now):
 		n = fewAhead
