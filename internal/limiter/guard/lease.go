@@ -4,7 +4,6 @@ package guard
 
 import (
 	"context"
-	"errors"
 	"hash/maphash"
 	"math"
 	"slices"
@@ -21,6 +20,8 @@ const (
 	maxAccounts   = 256
 	// sweepInterval is how often it is looked for what isn't used.
 	sweepInterval = 25 * time.Millisecond
+	// maxRefunds is how much is given back in one call, so that none keeps the store from its decisions for long.
+	maxRefunds = 128
 	// leaseTimeout is how long the store may take for what nobody waits for.
 	leaseTimeout = time.Second
 )
@@ -193,107 +194,6 @@ func (l *Leases) shard(key string) *accounts {
 	return &l.shards[maphash.String(l.seed, key)%accountShards]
 }
 
-// takeTogether takes what is leased first, for it can be given back at once.
-func (l *Leases) takeTogether(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
-	if err := strategy.Check(hits); err != nil {
-		return nil, err
-	}
-	j := &joint{hits: hits, verdicts: make([]limiter.Verdict, len(hits)), answers: make([]answer, len(hits))}
-	for i := range hits {
-		j.verdicts[i], j.answers[i] = l.decide(&hits[i])
-	}
-	var err error
-	if !j.refused() {
-		err = j.ask(ctx, l.store)
-	}
-	// What was charged may admit the request all the same, unless the error says that nothing was.
-	if errors.Is(err, limiter.ErrInvalid) || errors.Is(err, limiter.ErrNotAsked) || err == nil && j.refused() {
-		l.giveBack(j)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return j.verdicts, nil
-}
-
-// joint is a request of several hits.
-type joint struct {
-	hits     []limiter.Hit
-	verdicts []limiter.Verdict
-	answers  []answer
-}
-
-// refused says whether any hit refuses the request.
-func (j *joint) refused() bool {
-	for i := range j.hits {
-		if j.answers[i] == refused && !j.hits[i].Shadow {
-			return true
-		}
-	}
-	return false
-}
-
-// ask asks a store for what isn't decided. Shadow hits can't fail a request.
-func (j *joint) ask(ctx context.Context, store limiter.Store) error {
-	var rest []limiter.Hit
-	shadows := true
-	for i := range j.hits {
-		if j.answers[i] == unknown {
-			rest, shadows = append(rest, j.hits[i]), shadows && j.hits[i].Shadow
-		}
-	}
-	if len(rest) == 0 {
-		return nil
-	}
-	verdicts, err := store.Take(ctx, rest)
-	if err != nil {
-		if !shadows {
-			return err
-		}
-		verdicts = slices.Repeat([]limiter.Verdict{{Allowed: true}}, len(rest))
-	}
-	j.hear(verdicts)
-	return nil
-}
-
-// hear fills in what a store has said to what wasn't decided.
-func (j *joint) hear(verdicts []limiter.Verdict) {
-	for i := range j.hits {
-		if j.answers[i] != unknown {
-			continue
-		}
-		j.verdicts[i], verdicts = verdicts[0], verdicts[1:]
-		if !j.verdicts[i].Allowed {
-			j.answers[i] = refused
-		}
-	}
-}
-
-// giveBack gives back what a request was charged that is refused.
-func (l *Leases) giveBack(j *joint) {
-	for i := range j.hits {
-		h, v := &j.hits[i], &j.verdicts[i]
-		if j.answers[i] == taken {
-			l.shard(h.Key).giveBack(h, v.Receipt)
-			v.Remaining += h.Cost
-		}
-		if h.Shadow {
-			*v = limiter.Verdict{}
-		}
-	}
-}
-
-// giveBack gives an account what it was charged for a hit, or notes that it is owed.
-func (s *accounts) giveBack(h *limiter.Hit, receipt int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a := s.all[h.Key]; a != nil && a.hit.Limit == h.Limit {
-		a.giveBack(receipt, h.Cost)
-		return
-	}
-	s.owed = append(s.owed, limiter.Charge{Hit: *h, Receipt: receipt})
-}
-
 // Refund implements [limiter.Store].
 func (l *Leases) Refund(ctx context.Context, charges []limiter.Charge) error {
 	return l.store.Refund(ctx, charges)
@@ -304,8 +204,8 @@ func (l *Leases) Renew(ctx context.Context, charges []limiter.Charge) error {
 	return l.store.Renew(ctx, charges)
 }
 
-// Run takes leases and gives back what isn't used, until ctx is done. Then it gives back everything, within a second.
-// Leases that are taken at once ride together, as far as the inner store's requests do.
+// Run takes leases and gives back what isn't used, until ctx is done. Then it gives back everything, which takes
+// two seconds at most. Leases that are taken at once ride together, as far as the inner store's requests do.
 func (l *Leases) Run(ctx context.Context) {
 	var calls sync.WaitGroup
 	sweep := time.NewTicker(sweepInterval)
@@ -400,13 +300,15 @@ func (s *accounts) sweep(now time.Duration, owed []limiter.Charge) []limiter.Cha
 	return owed
 }
 
-// refund gives back charges in one call.
+// refund gives back charges, in few calls.
 func (l *Leases) refund(owed []limiter.Charge) {
 	ctx, cancel := context.WithTimeout(context.Background(), leaseTimeout)
 	defer cancel()
-	err := l.store.Refund(ctx, owed)
-	for i := range owed {
-		l.shard(owed[i].Hit.Key).returned(owed[i].Hit.Cost, err)
+	for batch := range slices.Chunk(owed, maxRefunds) {
+		err := l.store.Refund(ctx, batch)
+		for i := range batch {
+			l.shard(batch[i].Hit.Key).returned(batch[i].Hit.Cost, err)
+		}
 	}
 }
 
