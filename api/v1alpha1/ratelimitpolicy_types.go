@@ -181,13 +181,15 @@ const (
 // +kubebuilder:validation:XValidation:rule="!has(self.syncInterval) || self.mode == 'Leased'",message="syncInterval goes with mode Leased only",fieldPath=".syncInterval"
 type Distribution struct {
 	// mode is Exact (one shared budget, and one round trip for each request), Leased (the same budget, of
-	// which replicas take shares in advance) or PerReplica (each replica has the whole budget to itself, and
-	// counts in process). Not supported yet: Leased.
+	// which replicas take shares in advance: for tokenBucket, fixedWindow, and slidingWindow but with precision Log)
+	// or PerReplica (each replica has the whole budget to itself, and counts in process).
 	// +kubebuilder:default=Exact
 	// +optional
 	Mode DistributionMode `json:"mode,omitempty"`
 
-	// syncInterval is the longest time between two exchanges with the store, for Leased. Not supported yet.
+	// syncInterval is for how long ahead a replica takes its share at most, for Leased: half as long again it may be
+	// held. From 10ms to 500ms; 100ms by default.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10ms') && duration(self) <= duration('500ms')",message="must be a duration from 10ms to 500ms"
 	// +optional
 	SyncInterval *Duration `json:"syncInterval,omitempty"`
 }

@@ -44,8 +44,9 @@ type sidecar struct {
 	recorder *usage.Recorder
 	// store is what all replicas count in together, and whose failures are told.
 	store *watched
-	// counters is the Redis to count in, and fleet who else counts there. Both are nil where requests are counted in
-	// process.
+	// leases is what of that is taken ahead of time, counters the Redis to count in, and fleet who else counts there.
+	// They are nil where requests are counted in process.
+	leases   *guard.Leases
 	counters goredis.UniversalClient
 	fleet    *fleet.Member
 	watcher  configstore.Watcher
@@ -106,9 +107,11 @@ func (s *sidecar) openStore() error {
 	}
 	s.counters = client
 	s.store = watch(guarded(counting, s.options.decisionTimeout), log)
+	s.leases = guard.NewLeases(guard.DenyCache(s.store))
+	s.metrics.MustRegister(leaseMetrics{s.leases})
 	s.fleet = fleet.New(client, s.options.instance, rand.Text(), s.log.WithName("fleet"))
 	own := guard.NewOwn(memorystore.New(memorystore.Options{}), s.fleet)
-	s.engine = limiter.NewEngineWithFallback(own.Beside(guard.DenyCache(s.store)), own, s.recorder)
+	s.engine = limiter.NewEngineWithFallback(own.Beside(s.leases), own, s.recorder)
 	return nil
 }
 
@@ -238,6 +241,9 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	helpers.Go(func() error { return s.follow(lasting) })
 	helpers.Go(func() error { s.engine.Run(lasting); return nil })
+	if s.leases != nil {
+		helpers.Go(func() error { s.leases.Run(lasting); return nil })
+	}
 	helpers.Go(func() error { s.tellOfBootstrap(lasting); return nil })
 	if s.counters != nil {
 		helpers.Go(func() error { s.store.greet(lasting, s.counters); return nil })

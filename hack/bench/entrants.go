@@ -104,7 +104,10 @@ func weirStore(server *redistest.Server) (limiter.Store, error) {
 }
 
 func decideIn(store limiter.Store) decide {
-	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: requests, Window: time.Second, Burst: requests}
+	return decideOn(store, limiter.Limit{Algorithm: limiter.TokenBucket, Requests: requests, Window: time.Second, Burst: requests})
+}
+
+func decideOn(store limiter.Store, l limiter.Limit) decide {
 	return func(ctx context.Context, key string) (bool, error) {
 		verdicts, err := store.Take(ctx, []limiter.Hit{{Key: key, Limit: l, Cost: 1}})
 		if err != nil {

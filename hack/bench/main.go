@@ -30,10 +30,15 @@ const yardstick = "redis_rate"
 func main() {
 	rounds := flag.Int("rounds", 5, "how many rounds each figure is the median of")
 	length := flag.Duration("length", 300*time.Millisecond, "how long a contestant is measured in a round")
+	leases := flag.Bool("leases", false, "measure leases alone, which is not part of the rest")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Stdout, *rounds, *length); err != nil {
+	measure := run
+	if *leases {
+		measure = compareLeases
+	}
+	if err := measure(ctx, os.Stdout, *rounds, *length); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -48,16 +53,11 @@ func run(ctx context.Context, out io.Writer, rounds int, length time.Duration) e
 
 // compareInRedis prints how limiters do that all count in one Redis.
 func compareInRedis(ctx context.Context, out io.Writer, rounds int, length time.Duration) error {
-	dir, err := os.MkdirTemp("", "weir-bench")
-	if err != nil {
-		return fmt.Errorf("making a folder for Redis: %w", err)
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	server, err := redistest.Launch(dir)
+	server, stop, err := launch()
 	if err != nil {
 		return err
 	}
-	defer server.Kill()
+	defer stop()
 	entrants, err := enter(ctx, server)
 	if err != nil {
 		return err
@@ -72,6 +72,23 @@ func compareInRedis(ctx context.Context, out io.Writer, rounds int, length time.
 		printTable(out, entrants, results)
 	}
 	return nil
+}
+
+// launch launches a Redis, and gives what ends it.
+func launch() (*redistest.Server, func(), error) {
+	dir, err := os.MkdirTemp("", "weir-bench")
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a folder for Redis: %w", err)
+	}
+	server, err := redistest.Launch(dir)
+	if err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, nil, err
+	}
+	return server, func() {
+		server.Kill()
+		_ = os.RemoveAll(dir)
+	}, nil
 }
 
 // bench measures its entrants in turns.
@@ -114,6 +131,7 @@ func medianOf(all []figures) figures {
 		p50:     median(all, func(f figures) float64 { return f.p50 }),
 		p99:     median(all, func(f figures) float64 { return f.p99 }),
 		busy:    median(all, func(f figures) float64 { return f.busy }),
+		trips:   median(all, func(f figures) float64 { return f.trips }),
 		undone:  median(all, func(f figures) float64 { return f.undone }),
 		refused: median(all, func(f figures) float64 { return f.refused }),
 	}

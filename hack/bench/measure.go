@@ -21,6 +21,8 @@ type figures struct {
 	p50, p99 float64
 	// busy is microseconds of processor time of Redis for each decision.
 	busy float64
+	// trips is calls of scripts for each decision.
+	trips float64
 	// refused and undone are the shares of the requests that were refused, and that got no decision.
 	refused, undone float64
 }
@@ -42,10 +44,18 @@ func (b *bench) measure(ctx context.Context, e entrant, callers int, keys []stri
 	if err != nil {
 		return figures{}, err
 	}
+	calls, err := b.calls(ctx)
+	if err != nil {
+		return figures{}, err
+	}
 	start := time.Now()
 	all := ask(ctx, e, callers, keys, b.length)
 	elapsed := time.Since(start)
 	after, err := b.busy(ctx)
+	if err != nil {
+		return figures{}, err
+	}
+	callsAfter, err := b.calls(ctx)
 	if err != nil {
 		return figures{}, err
 	}
@@ -62,6 +72,7 @@ func (b *bench) measure(ctx context.Context, e entrant, callers int, keys []stri
 		p50:     microseconds(all.waits[len(all.waits)/2]),
 		p99:     microseconds(all.waits[len(all.waits)*99/100]),
 		busy:    microseconds(after-before) / decisions,
+		trips:   float64(callsAfter-calls) / decisions,
 		refused: float64(all.refused) / asked,
 		undone:  float64(all.undone) / asked,
 	}, nil
@@ -122,6 +133,23 @@ func (b *bench) busy(ctx context.Context) (time.Duration, error) {
 		sum += seconds
 	}
 	return time.Duration(sum * float64(time.Second)), nil
+}
+
+// calls is how many calls of scripts Redis has had.
+func (b *bench) calls(ctx context.Context) (int, error) {
+	info, err := b.redis.InfoMap(ctx, "commandstats").Result()
+	if err != nil {
+		return 0, fmt.Errorf("asking Redis for its calls: %w", err)
+	}
+	text, ok := info["Commandstats"]["cmdstat_evalsha"]
+	if !ok {
+		return 0, nil
+	}
+	var calls int
+	if _, err := fmt.Sscanf(text, "calls=%d", &calls); err != nil {
+		return 0, fmt.Errorf("reading the calls of scripts in %q: %w", text, err)
+	}
+	return calls, nil
 }
 
 func microseconds(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

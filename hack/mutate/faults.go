@@ -34,6 +34,8 @@ const (
 	breaker     = "internal/limiter/guard/breaker.go"
 	own         = "internal/limiter/guard/own.go"
 	ledger      = "internal/fleet/ledger.go"
+	account     = "internal/limiter/guard/account.go"
+	tokenBucket = "internal/limiter/strategy/tokenbucket.go"
 	client      = "internal/redisclient/redisclient.go"
 	counter     = "internal/match/counter.go"
 )
@@ -214,5 +216,17 @@ var faults = []fault{
 	}, []string{"./internal/fleet"}},
 	{"a breaker that lets everybody through as a probe", []edit{
 		{breaker, "c.probing || time.Now()", "time.Now()"},
+	}, []string{"./internal/limiter/guard"}},
+	{"leases of a whole bucket", []edit{
+		{tokenBucket, "t.Limit.Burst -= gained", "t.Limit.Burst -= 0 * gained"},
+	}, []string{"./internal/limiter/strategy", "./internal/limiter/guard"}},
+	{"a lease that outlives its window", []edit{
+		{account, "lasts = min(lasts, v.Lasts)", "lasts = max(lasts, v.Lasts)"},
+	}, []string{"./internal/limiter/guard"}},
+	{"a lease that is never given back", []edit{
+		{account, "if l.left > 0 {", "if l.left < 0 {"},
+	}, []string{"./internal/limiter/guard"}},
+	{"replicas that don't hear of each other's demand", []edit{
+		{account, "max(a.everyone, a.demand.rate)", "max(0, a.demand.rate)"},
 	}, []string{"./internal/limiter/guard"}},
 }

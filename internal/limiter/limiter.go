@@ -48,6 +48,9 @@ type Limit struct {
 	// nobody waits. Other algorithms ignore both.
 	MaxDelay time.Duration `json:"maxDelay,omitempty"`
 	MaxQueue int64         `json:"maxQueue,omitempty"`
+	// Lease is for how long ahead an enforcer may take from a counter, to decide in process: 0 for not at all. To a
+	// store it makes no difference.
+	Lease time.Duration `json:"lease,omitempty"`
 }
 
 // Capacity is the most that a single request can ever cost: the burst of a token bucket, the requests of
@@ -69,6 +72,9 @@ type Hit struct {
 	// Cost is what the request takes. 0 takes nothing and always fits: it peeks. Above the capacity it
 	// never fits. Negative is an error.
 	Cost int64
+	// UpTo takes as much of Cost as fits, and is allowed if that is anything; where Cost is above 255, it takes a part
+	// in 255 or so less than fits. It goes with what can be leased, and has to be the only hit of its request.
+	UpTo bool
 	// Shadow hits never refuse. They are evaluated, each by itself, only after all others admit; when one
 	// of those refuses, the verdicts of the shadow hits are zero.
 	Shadow bool
@@ -131,6 +137,10 @@ type Verdict struct {
 	// slot in a queue. Zero for all other algorithms, for a shadow hit, which holds nobody, and where nothing was
 	// charged.
 	Wait time.Duration
+	// Taken is what a hit took that is UpTo: with 10 a second and 6 taken, 4 of a cost of 8. Zero of all others.
+	Taken int64
+	// Lasts is how long that counts as if it were taken later: until the window or its slot ends. Zero where none does.
+	Lasts time.Duration
 	// Receipt is what [Store.Refund] and [Store.Renew] need to know of the charge. Of LeakyBucketQueue it grows with
 	// the slot: of two requests that one counter has slots for, the one with the smaller receipt goes first.
 	Receipt int64

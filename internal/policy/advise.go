@@ -12,17 +12,18 @@ import (
 
 	"github.com/weir-dev/weir/api/v1alpha1"
 	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/strategy"
 	"github.com/weir-dev/weir/internal/match"
 )
 
 // Advise says of a policy that can be enforced what its author may not have meant: keys that clients can evade,
-// limits that never refuse anything since others are as strict, and what of the policies in force it ends. Each
+// limits that never refuse anything since others are as strict, or that can't be leased as they ask to be, and what of the policies in force it ends. Each
 // is a sentence that begins with a field.
 //
 // The limits are those of the policy; inForce is what is published in its namespace, its own former self
 // included.
 func Advise(p *v1alpha1.RateLimitPolicy, limits match.Policy, inForce []match.Policy) []string {
-	advice := evadable(p)
+	advice := append(evadable(p), unleased(p, limits)...)
 	for _, other := range inForce {
 		if other.Name == p.Name {
 			advice = append(advice, ended(other, limits)...)
@@ -48,6 +49,25 @@ func evadable(p *v1alpha1.RateLimitPolicy) []string {
 			path, l.Key[j].Header.Name))
 	}
 	return advice
+}
+
+// unleased finds limits that stay exact in a policy whose distribution is Leased.
+func unleased(p *v1alpha1.RateLimitPolicy, limits match.Policy) []string {
+	var advice []string
+	for _, l := range limits.Limits {
+		if _, leased := strategy.Lease(&l.Limit); leased || l.Limit.Lease == 0 {
+			continue
+		}
+		advice = append(advice, fmt.Sprintf("%s: is too low, or too short, to take shares of in advance, and is decided by the store for each request as if the distribution were Exact",
+			limitPath(p, l)))
+	}
+	return advice
+}
+
+// limitPath gives the path of the limit that another was compiled from.
+func limitPath(p *v1alpha1.RateLimitPolicy, l match.Limit) *field.Path {
+	at := slices.IndexFunc(p.Spec.Limits, func(s v1alpha1.Limit) bool { return string(s.Name) == l.Name })
+	return field.NewPath("spec", "limits").Index(at)
 }
 
 // chosen says whether a client chooses the value of a key.
@@ -79,9 +99,8 @@ func shadowed(p *v1alpha1.RateLimitPolicy, limits, other match.Policy) []string 
 		if i < 0 {
 			continue
 		}
-		at := slices.IndexFunc(p.Spec.Limits, func(s v1alpha1.Limit) bool { return string(s.Name) == l.Name })
 		advice = append(advice, fmt.Sprintf("%s: never refuses anything, since limit %q of policy %q counts the same requests and is at least as strict",
-			field.NewPath("spec", "limits").Index(at), other.Limits[i].Name, other.Name))
+			limitPath(p, l), other.Limits[i].Name, other.Name))
 	}
 	return advice
 }
@@ -105,6 +124,7 @@ func asStrict(a, b match.Limit) bool {
 	x, y := a.Limit, b.Limit
 	rate := x.Requests <= y.Requests && x.Burst <= y.Burst
 	x.Requests, x.Burst, y.Requests, y.Burst = 0, 0, 0, 0
+	x.Lease, y.Lease = 0, 0
 	everywhere := !perReplica(a) || perReplica(b)
 	return !a.Shadow && requests && everywhere && reflect.DeepEqual(a.Key, b.Key) && rate && x == y
 }

@@ -63,6 +63,15 @@ limits:
 - {name: per-key, key: [{header: {name: x-api-key}}], strategy: {tokenBucket: {requests: 1, window: 1s}}}`,
 		},
 
+		"a limit that is too low to be leased stays exact": {
+			spec: `
+selector: {}
+distribution: {mode: Leased}
+limits:
+- {name: high, strategy: {tokenBucket: {requests: 1000, window: 1s}}}
+- {name: low, strategy: {tokenBucket: {requests: 10, window: 1m}}}`,
+			want: []string{"spec.limits[1]: is too low, or too short, to take shares of in advance, and is decided by the store for each request as if the distribution were Exact"},
+		},
 		"a stricter limit of all ports leaves nothing to refuse": {
 			spec: plain,
 			other: `

@@ -32,7 +32,8 @@ var compiled = map[string][2]any{
 	"selector.matchExpressions.0.values":              {[]any{"a"}, []any{"b"}},
 	"enforcement":                                     {"Enforce", "Shadow"},
 	"onStoreFailure.mode":                             {"Closed", "Local"},
-	"distribution.mode":                               {"Exact", "PerReplica"},
+	"distribution.mode":                               {"Exact", "Leased"},
+	"distribution.syncInterval":                       {"100ms", "200ms"},
 	"limits.0.name":                                   {"a", "b"},
 	"limits.0.enforcement":                            {"Enforce", "Shadow"},
 	"limits.0.when.0.methods":                         {[]any{"GET"}, []any{"PUT"}},
@@ -109,6 +110,26 @@ func TestTheStrategiesOfTheAPIAreThoseThatCount(t *testing.T) {
 	slices.Sort(got)
 	if diff := gocmp.Diff(strategy.Names(), got); diff != "" {
 		t.Errorf("algorithms (-of the table +of the API):\n%s", diff)
+	}
+}
+
+func TestWhatCannotBeLeasedIsRefused(t *testing.T) {
+	members := crd(t).Properties["spec"].Properties["limits"].Items.Properties["strategy"].Properties
+	for member, schema := range members {
+		for _, variant := range variants(schema) {
+			p := with(t, "limits.0.strategy", map[string]any{member: variant})
+			if Unsupported(p) != nil {
+				continue
+			}
+			algorithm := parameters(p.Spec.Limits[0].Strategy).Algorithm
+			t.Run(string(algorithm)+" is refused where it can't be leased, and only there", func(t *testing.T) {
+				exact := len(Validate(p))
+				p.Spec.Distribution = &v1alpha1.Distribution{Mode: v1alpha1.DistributionLeased}
+				if refused := len(Validate(p)) > exact; refused == strategy.Leasable(algorithm) {
+					t.Errorf("refused: %t", refused)
+				}
+			})
+		}
 	}
 }
 

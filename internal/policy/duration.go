@@ -22,6 +22,9 @@ var (
 	windowBounds = bounds{10 * time.Millisecond, 8784 * time.Hour, "10ms to 8784h"}
 	// Few clients wait for longer than the most.
 	delayBounds = bounds{time.Millisecond, time.Hour, "1ms to 1h"}
+	// Below the least the way to the store takes longer than a lease saves. A counter that has expired is as new, and
+	// it must not be while what was leased of it is held: the store keeps it for a second longer than it has to.
+	syncBounds = bounds{10 * time.Millisecond, 500 * time.Millisecond, "10ms to 500ms"}
 )
 
 var durationPattern = regexp.MustCompile(`^([0-9]{1,5}(h|m|s|ms)){1,4}$`)
@@ -49,3 +52,20 @@ func delay(d v1alpha1.Duration) time.Duration {
 	parsed, _ := delayBounds.parse(string(d))
 	return parsed
 }
+
+// ahead gives for how long ahead a policy that was validated may take: 0 for not at all.
+func ahead(d *v1alpha1.Distribution) time.Duration {
+	switch {
+	case d == nil:
+		return 0
+	case d.SyncInterval != nil: // It goes with Leased only.
+		parsed, _ := syncBounds.parse(string(*d.SyncInterval))
+		return parsed
+	case d.Mode == v1alpha1.DistributionLeased:
+		return defaultSyncInterval
+	}
+	return 0
+}
+
+// defaultSyncInterval has a busy replica ask ten times a second for each counter.
+const defaultSyncInterval = 100 * time.Millisecond

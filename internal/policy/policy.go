@@ -60,11 +60,13 @@ func compile(p *v1alpha1.RateLimitPolicy, targets []match.Target) match.Policy {
 		if enforcement == v1alpha1.EnforcementDisabled {
 			continue
 		}
+		limit := parameters(l.Strategy)
+		limit.Lease = ahead(p.Spec.Distribution)
 		c.Limits = append(c.Limits, match.Limit{
 			Name:         string(l.Name),
 			When:         conditions(l.When),
 			Key:          key(l.Key),
-			Limit:        parameters(l.Strategy),
+			Limit:        limit,
 			Shadow:       enforcement == v1alpha1.EnforcementShadow,
 			OnFailure:    onFailure(p.Spec.OnStoreFailure),
 			Distribution: distribution(p.Spec.Distribution),

@@ -34,10 +34,6 @@ const (
 func Unsupported(p *v1alpha1.RateLimitPolicy) field.ErrorList {
 	var u uses
 	path := field.NewPath("spec")
-	if d := p.Spec.Distribution; d != nil {
-		u.value(path.Child("distribution", "mode"), d.Mode == v1alpha1.DistributionLeased, d.Mode)
-		u.field(path.Child("distribution", "syncInterval"), d.SyncInterval != nil)
-	}
 	u.field(path.Child("authentication"), p.Spec.Authentication != nil)
 	for i := range p.Spec.Limits {
 		u.limit(path.Child("limits").Index(i), &p.Spec.Limits[i])

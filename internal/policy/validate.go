@@ -30,9 +30,12 @@ func Validate(p *v1alpha1.RateLimitPolicy) field.ErrorList {
 		e.word(path.Child("onStoreFailure", "mode"), string(f.Mode), "Open", "Closed", "Local")
 	}
 	if d := p.Spec.Distribution; d != nil {
-		e.word(path.Child("distribution", "mode"), string(d.Mode), "Exact", "Leased", "PerReplica")
+		e.distribution(path.Child("distribution"), d)
 	}
 	e.limits(path.Child("limits"), p.Spec.Limits)
+	if d := p.Spec.Distribution; d != nil && d.Mode == v1alpha1.DistributionLeased {
+		e.leasable(path.Child("limits"), p.Spec.Limits)
+	}
 	if r := p.Spec.Response; r != nil {
 		e.response(path.Child("response"), r)
 	}
@@ -92,6 +95,27 @@ func (e *errs) targetRef(path *field.Path, ref v1alpha1.TargetRef) {
 	}
 	e.must(path.Child("name"), len(validation.IsDNS1123Subdomain(ref.Name)) == 0, ref.Name,
 		"must be a DNS name in lower case, of at most 253 characters")
+}
+
+func (e *errs) distribution(path *field.Path, d *v1alpha1.Distribution) {
+	e.word(path.Child("mode"), string(d.Mode), "Exact", "Leased", "PerReplica")
+	if d.SyncInterval != nil {
+		e.must(path.Child("syncInterval"), d.Mode == v1alpha1.DistributionLeased, *d.SyncInterval, "syncInterval goes with mode Leased only")
+		e.duration(path.Child("syncInterval"), string(*d.SyncInterval), syncBounds)
+	}
+}
+
+// leasable wants limits that replicas can take shares of in advance.
+func (e *errs) leasable(path *field.Path, limits []v1alpha1.Limit) {
+	for i := range limits {
+		at, s := path.Index(i).Child("strategy"), limits[i].Strategy
+		e.must(at.Child("leakyBucket"), s.LeakyBucket == nil, "{}",
+			"goes with distribution Exact only: each request has a turn of its own")
+		e.must(at.Child("concurrency"), s.Concurrency == nil, "{}",
+			"goes with distribution Exact only: what a request has, it gives back at its end")
+		e.must(at.Child("slidingWindow", "precision"), s.SlidingWindow == nil || s.SlidingWindow.Precision != precisionLog, precisionLog,
+			"goes with distribution Exact only: each request counts from when it came")
+	}
 }
 
 func (e *errs) limits(path *field.Path, limits []v1alpha1.Limit) {

@@ -28,8 +28,8 @@ const (
 // of its keys. A failure of the store leaves a refusal as it is.
 //
 // The verdicts of a request that is refused from memory are zero for the hits that nothing is remembered of.
-// Shadow hits are neither remembered nor answered from memory, and so are hits that never fit, and those of
-// [limiter.Concurrency]: a permit can come back at any moment.
+// Shadow hits are neither remembered nor answered from memory, and so are hits that take what fits or that never fit,
+// and those of [limiter.Concurrency]: a permit can come back at any moment.
 func DenyCache(store limiter.Store) limiter.Store {
 	return &denyCache{store: store, seed: maphash.MakeSeed()}
 }
@@ -114,7 +114,7 @@ func (c *denyCache) claim(hits []limiter.Hit, now time.Time) bool {
 
 // find gives the refusal that holds for a hit now, or nil, and where it is.
 func (c *denyCache) find(h *limiter.Hit, now time.Time) (*atomic.Pointer[refusal], *refusal) {
-	if h.Shadow {
+	if h.Shadow || h.UpTo {
 		return nil, nil
 	}
 	slot := c.slot(h.Key)
@@ -131,7 +131,7 @@ func (c *denyCache) remember(hits []limiter.Hit, verdicts []limiter.Verdict, ask
 		h := &hits[i]
 		slot := c.slot(h.Key)
 		switch {
-		case h.Shadow, h.Limit.Algorithm == limiter.Concurrency:
+		case h.Shadow, h.UpTo, h.Limit.Algorithm == limiter.Concurrency:
 		case v.RetryAfter > 0:
 			slot.Store(&refusal{key: h.Key, limit: h.Limit, cost: h.Cost, verdict: v, asked: asked, checked: asked})
 		case v.Allowed:

@@ -372,6 +372,9 @@ func (h *history) request() []limiter.Hit {
 		l := limitOf(h.algorithms[h.random.IntN(len(h.algorithms))], h.limit)
 		hits = append(hits, limiter.Hit{Key: keys[k], Limit: l, Cost: h.cost(), Shadow: h.random.IntN(4) == 0})
 	}
+	if first := &hits[0]; len(hits) == 1 && !first.Shadow && strategy.Leasable(first.Limit.Algorithm) {
+		first.UpTo = h.random.IntN(3) == 0
+	}
 	return hits
 }
 

@@ -107,6 +107,7 @@ func Run(t *testing.T, start Start) {
 			runClock(t, start, l)
 		})
 	}
+	runUpTo(t, start)
 	runTogether(t, start)
 	runShadow(t, start)
 	runInvalid(t, start)
@@ -448,6 +449,63 @@ func runPermits(t *testing.T, start Start) {
 			t.Errorf("verdicts (-want +got):\n%s", diff)
 		}
 		wantAllowed(t, store, hit("a", permits), 3, true, 0)
+	})
+}
+
+// runUpTo is about hits that take what they can get.
+func runUpTo(t *testing.T, start Start) {
+	for _, l := range []limiter.Limit{bucket, window, ring, approximate} {
+		t.Run(string(l.Algorithm)+" gives as much of a cost as fits, and then nothing", func(t *testing.T) {
+			store, _ := start(t)
+			h := hit("a", l)
+			h.UpTo = true
+			var got []int64
+			for _, cost := range []int64{0, 2, 2, 2} {
+				h.Cost = cost
+				got = append(got, take(t, store, h)[0].Taken)
+			}
+			if diff := cmp.Diff([]int64{0, 2, 1, 0}, got); diff != "" {
+				t.Errorf("taken (-want +got):\n%s", diff)
+			}
+		})
+		t.Run(string(l.Algorithm)+" gives all of a large cost, but for a part that its unit doesn't divide", func(t *testing.T) {
+			store, _ := start(t)
+			h := hit("a", l)
+			h.Limit.Requests, h.Limit.Burst, h.Cost, h.UpTo = 1000, 1000, 777, true
+			v := take(t, store, h)[0]
+			h.Cost = 1_000_000
+			more := take(t, store, h)[0]
+			if diff := cmp.Diff([]int64{776, 224, 224, 0}, []int64{v.Taken, v.Remaining, more.Taken, more.Remaining}); diff != "" {
+				t.Errorf("taken and remaining, twice (-want +got):\n%s", diff)
+			}
+		})
+	}
+	t.Run("what was taken of a window lasts until it ends, and of a slot until that does", func(t *testing.T) {
+		store, _ := start(t)
+		var got []time.Duration
+		for i, l := range []limiter.Limit{bucket, window, ring, approximate, calendar} {
+			h := hit(fmt.Sprint(i), l)
+			h.UpTo = true
+			got = append(got, take(t, store, h)[0].Lasts)
+		}
+		want := []time.Duration{0, 45 * time.Second, time.Second, 45 * time.Second, 23*time.Hour - 15*time.Second}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("lasts (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("equal requests for as much as fits are each told what they got", func(t *testing.T) {
+		store, _ := start(t)
+		h := hit("a", window)
+		h.Cost, h.UpTo = 2, true
+		var sum atomic.Int64
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() { sum.Add(take(t, store, h)[0].Taken) })
+		}
+		all.Wait()
+		if got := sum.Load(); got != 3 {
+			t.Errorf("%d were taken, not 3", got)
+		}
 	})
 }
 
@@ -889,6 +947,7 @@ func runInvalid(t *testing.T, start Start) {
 			h.Limit.Calendar.TimeZone = "Mars/Phobos"
 		},
 		"a token bucket without burst is invalid": func(h *limiter.Hit) { h.Limit.Burst = 0 },
+		"as much as fits of two is invalid":       func(h *limiter.Hit) { h.UpTo = true },
 		"a key that is hit twice is invalid":      func(h *limiter.Hit) { h.Key = hit("a", bucket).Key },
 		"a hit without a key is invalid":          func(h *limiter.Hit) { h.Key = "" },
 	}
@@ -901,6 +960,21 @@ func runInvalid(t *testing.T, start Start) {
 				t.Errorf("the error is %v, not ErrInvalid", err)
 			}
 			wantAllowed(t, store, hit("a", bucket), 1, true, 2)
+		})
+	}
+	for name, spoil := range map[string]func(*limiter.Hit){
+		"as much as fits of a shadow hit is invalid":  func(h *limiter.Hit) { h.Shadow = true },
+		"as much as fits of permits is invalid":       func(h *limiter.Hit) { h.Limit = permits },
+		"as many slots of a queue as fit are invalid": func(h *limiter.Hit) { h.Limit = queue },
+	} {
+		t.Run(name, func(t *testing.T) {
+			store, _ := start(t)
+			bad := hit("a", bucket)
+			bad.UpTo = true
+			spoil(&bad)
+			if _, err := store.Take(t.Context(), []limiter.Hit{bad}); !errors.Is(err, limiter.ErrInvalid) {
+				t.Errorf("the error is %v, not ErrInvalid", err)
+			}
 		})
 	}
 	t.Run("a request without hits has no verdicts", func(t *testing.T) {

@@ -35,6 +35,8 @@ var calendarWindow = Strategy{
 			p[1+i] = float64(start)
 		}
 	},
+	lend: func(l *limiter.Limit, ahead time.Duration) Terms { return lendOf(l, shortestDay, ahead) },
+	ends: endsWindow,
 	lua: `local requests, first, second, third, fourth, fifth = ...
 local finish, latest
 if now < first or now >= fourth then
@@ -51,6 +53,9 @@ if finish - now > GRACE then latest = finish end
 ` + windowLua,
 	amendLua: amendWindowLua,
 }
+
+// shortestDay is no longer than any window.
+const shortestDay = 22 * time.Hour
 
 func loadCalendarWindow(state []byte, now int64, l *limiter.Limit) window {
 	s := startsAround(l.Calendar, now)

@@ -46,7 +46,8 @@ type Call struct {
 	groups      []group
 	// places has, for each request in the order of Add, its group and its place in it.
 	places []place
-	// last is, by counter, the last group that hits it, and -1 where that is none, or a charge came after it.
+	// last is, by counter, the last group that hits it, and -1 where that is none or one by itself, or a charge came
+	// after it.
 	last []int
 	// touched are the counters of the request that is being added.
 	touched []int
@@ -107,12 +108,14 @@ func (c *Call) Add(r Request) {
 	if r.Try {
 		m = modeTry
 	}
-	c.open(m, len(r.Hits))
+	// What takes up to its cost is several equal requests already, and has one verdict.
+	alone, times := r.Hits[0].UpTo, int(timesOf(&r.Hits[0]))
+	c.open(m, times, len(r.Hits))
 	c.touched = c.touched[:0]
 	for i := range r.Hits {
 		c.touched = append(c.touched, c.addHit(&r.Hits[i]))
 	}
-	if g := c.last[c.touched[0]]; g >= 0 && c.joins(g, start) {
+	if g := c.last[c.touched[0]]; g >= 0 && !alone && c.joins(g, start) {
 		c.requests = c.requests[:start]
 		c.places = append(c.places, place{g, c.groups[g].times})
 		c.groups[g].times++
@@ -121,9 +124,12 @@ func (c *Call) Add(r Request) {
 	}
 	for _, counter := range c.touched {
 		c.last[counter] = len(c.groups)
+		if alone {
+			c.last[counter] = -1
+		}
 	}
 	c.places = append(c.places, place{len(c.groups), 0})
-	c.groups = append(c.groups, group{Request: r, times: 1, start: start, end: len(c.requests), first: c.hits})
+	c.groups = append(c.groups, group{Request: r, times: times, start: start, end: len(c.requests), first: c.hits})
 	c.hits += len(r.Hits)
 }
 
@@ -148,15 +154,15 @@ func (c *Call) addCharges(r Request) {
 		m = modeRenew
 	}
 	for i := range r.Hits {
-		c.open(m, 1)
+		c.open(m, 1, 1)
 		c.last[c.addHit(&r.Hits[i])] = -1
 		c.requests = binary.LittleEndian.AppendUint64(c.requests, math.Float64bits(float64(r.Receipts[i])))
 	}
 	c.places = append(c.places, place{-1, 0})
 }
 
-func (c *Call) open(m mode, hits int) {
-	c.requests = append(c.requests, byte(m), 1)
+func (c *Call) open(m mode, times, hits int) {
+	c.requests = append(c.requests, byte(m), byte(times))
 	c.requests = binary.BigEndian.AppendUint16(c.requests, uint16(hits))
 }
 
@@ -339,8 +345,10 @@ func (c *Call) tell(now int64, answers []answer) [][]limiter.Verdict {
 // rooms is how many verdicts there will be.
 func (c *Call) rooms() int {
 	rooms := 0
-	for i := range c.groups {
-		rooms += c.groups[i].times * len(c.groups[i].Hits)
+	for _, p := range c.places {
+		if p.group >= 0 {
+			rooms += len(c.groups[p.group].Hits)
+		}
 	}
 	return rooms
 }
@@ -354,6 +362,9 @@ func (c *Call) tellOne(verdicts []limiter.Verdict, now int64, g *group, answers 
 			continue
 		}
 		p := Place{Cost: costOf(h), Nth: nth, Charged: min(a.admitted, admitted)}
+		if h.UpTo {
+			p.Nth = max(0, p.Charged-1)
+		}
 		p.Allowed = nth < a.admitted || !h.Shadow && a.admitted > admitted
 		verdicts[i] = of(h.Limit.Algorithm).tell(c.state(a), now, h, p)
 	}

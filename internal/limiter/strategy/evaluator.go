@@ -41,7 +41,7 @@ type Evaluator struct {
 func (e *Evaluator) Decide(now int64, hits []limiter.Hit, counters []*Counter, verdicts []limiter.Verdict) {
 	if len(hits) == 1 {
 		// The only hit needs nobody's consent.
-		allowed := e.take(now, &hits[0], counters[0], 1)
+		allowed := e.take(now, &hits[0], counters[0], timesOf(&hits[0]))
 		e.conclude(&verdicts[0], now, &hits[0], counters[0], allowed)
 		return
 	}
@@ -94,7 +94,8 @@ func (e *Evaluator) conclude(v *limiter.Verdict, now int64, h *limiter.Hit, c *C
 	if len(said) == 0 {
 		said = c.live(s, now)
 	}
-	*v = s.tell(said, now, h, Place{Cost: costOf(h), Charged: e.taking.Admitted, Allowed: allowed})
+	admitted := e.taking.Admitted
+	*v = s.tell(said, now, h, Place{Cost: costOf(h), Nth: max(0, admitted-1), Charged: admitted, Allowed: allowed})
 	c.keep(s, now, &e.taking)
 }
 
@@ -121,4 +122,21 @@ func (e *Evaluator) Amend(now int64, h *limiter.Hit, c *Counter, receipt int64, 
 }
 
 // costOf bounds a cost. What is above the capacity never fits, by however much, and Lua can't tell all of it apart.
-func costOf(h *limiter.Hit) int64 { return min(h.Cost, h.Limit.Capacity()+1) }
+// A hit that takes up to its cost is as many equal requests as there can be, of a part of the cost.
+func costOf(h *limiter.Hit) int64 {
+	if h.UpTo {
+		return (most(h) + maxTimes - 1) / maxTimes
+	}
+	return min(h.Cost, h.Limit.Capacity()+1)
+}
+
+// timesOf gives how many equal requests of its cost a hit is.
+func timesOf(h *limiter.Hit) int64 {
+	if cost := costOf(h); h.UpTo && cost > 0 {
+		return most(h) / cost
+	}
+	return 1
+}
+
+// most is what a hit can take that takes up to its cost.
+func most(h *limiter.Hit) int64 { return min(h.Cost, h.Limit.Capacity()) }

@@ -2,7 +2,11 @@
 
 package strategy
 
-import "github.com/weir-dev/weir/internal/limiter"
+import (
+	"time"
+
+	"github.com/weir-dev/weir/internal/limiter"
+)
 
 // fixedWindow admits at most requests in each window. The windows start at the multiples of their length
 // since the Unix epoch, so that all agree on them.
@@ -21,6 +25,8 @@ var fixedWindow = Strategy{
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},
+	lend: func(l *limiter.Limit, ahead time.Duration) Terms { return lendOf(l, l.Window, ahead) },
+	ends: endsWindow,
 	lua: `local requests, window = ...
 local finish = now - now % window + window
 local latest = now + window + GRACE
@@ -118,6 +124,9 @@ func tellWindow(w window, now int64, l *limiter.Limit, p Place) limiter.Verdict 
 	}
 	return v
 }
+
+// endsWindow is for receipts that are the end of the window.
+func endsWindow(_ *limiter.Limit, receipt int64) int64 { return receipt }
 
 // amendWindowLua gives back to all windows that don't slide.
 const amendWindowLua = `return function(state, cost, receipt, _, counter)

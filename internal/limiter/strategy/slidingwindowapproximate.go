@@ -4,6 +4,7 @@ package strategy
 
 import (
 	"math"
+	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
 )
@@ -24,6 +25,9 @@ var slidingWindowApproximate = Strategy{
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},
+	// What is counted grows less until the window on the clock ends: what fits now, fits later.
+	lend: func(l *limiter.Limit, ahead time.Duration) Terms { return gaining(lendOf(l, l.Window, ahead)) },
+	ends: endsWindow,
 	lua: `local requests, window = ...
 local finish = now - now % window + window
 

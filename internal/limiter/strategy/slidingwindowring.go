@@ -4,6 +4,7 @@ package strategy
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
 )
@@ -26,6 +27,13 @@ var slidingWindowRing = Strategy{
 	Amend:    amendSlidingWindowRing,
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
+	},
+	lend: func(l *limiter.Limit, ahead time.Duration) Terms {
+		return gaining(lendOf(l, l.Window/time.Duration(slotsOf(l.Window.Microseconds()).number), ahead))
+	},
+	// What is used in the slot that it was taken in counts as if it were taken then.
+	ends: func(l *limiter.Limit, receipt int64) int64 {
+		return slotsOf(l.Window.Microseconds()).start(receipt + 1)
 	},
 	lua: slotsLua + `local requests, window = ...
 local slots = slots_of(window)

@@ -48,6 +48,12 @@ type Strategy struct {
 	// others took since, and is never empty. Where the charge doesn't count any more, Next stays empty.
 	Amend func(t *Taking, state []byte, now int64, l *limiter.Limit, c Charge)
 
+	// lend gives the terms of a lease for so long ahead. Nil where what is taken ahead of time could let too much through.
+	lend func(l *limiter.Limit, ahead time.Duration) Terms
+	// ends gives until when a charge counts as if it were made later, by its receipt. Nil where that makes no
+	// difference.
+	ends func(l *limiter.Limit, receipt int64) int64
+
 	// code stands for the strategy on the wire, and layout before its states in Redis, so that no strategy
 	// reads a state that it doesn't understand: it takes it for an empty one. A new layout takes a new number,
 	// and an old one is never used again.
@@ -77,6 +83,12 @@ func (s *Strategy) tell(said []byte, now int64, h *limiter.Hit, p Place) limiter
 	v := s.Tell(said, now, &h.Limit, p)
 	if !p.Allowed {
 		v.Receipt = 0
+	}
+	if h.UpTo {
+		v.Taken = p.Charged * p.Cost
+	}
+	if v.Taken > 0 && s.ends != nil {
+		v.Lasts = wait(float64(s.ends(&h.Limit, v.Receipt) - now))
 	}
 	if h.Shadow {
 		v.Wait = 0
@@ -163,14 +175,15 @@ func Renewable(charges []limiter.Charge) []limiter.Charge {
 func Check(hits []limiter.Hit) error {
 	for i := range hits {
 		h := &hits[i]
-		if err := check(h, hits[:i]); err != nil {
+		if err := check(hits, i); err != nil {
 			return fmt.Errorf("%w of limit %q of %s/%s: %w", limiter.ErrInvalid, h.ID.Limit, h.ID.Namespace, h.ID.Policy, err)
 		}
 	}
 	return nil
 }
 
-func check(h *limiter.Hit, before []limiter.Hit) error {
+func check(hits []limiter.Hit, i int) error {
+	h, before := &hits[i], hits[:i]
 	s, ok := For(h.Limit.Algorithm)
 	if !ok {
 		return fmt.Errorf("unknown algorithm %q", h.Limit.Algorithm)
@@ -178,13 +191,16 @@ func check(h *limiter.Hit, before []limiter.Hit) error {
 	if h.Key == "" {
 		return errors.New("key must not be empty")
 	}
-	for i := range before {
-		if before[i].Key == h.Key {
+	for j := range before {
+		if before[j].Key == h.Key {
 			return fmt.Errorf("key %q must be hit once only", h.Key)
 		}
 	}
 	if h.Cost < 0 {
 		return fmt.Errorf("cost must be at least 0, not %d", h.Cost)
+	}
+	if h.UpTo && (s.lend == nil || h.Shadow || len(hits) > 1) {
+		return errors.New("up to its cost is taken of what can be leased only, and of one counter at a time")
 	}
 	return s.Validate(&h.Limit)
 }

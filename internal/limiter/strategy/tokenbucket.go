@@ -4,6 +4,7 @@ package strategy
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
 )
@@ -26,8 +27,31 @@ var tokenBucket = Strategy{
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1], p[2], p[3] = float64(l.Requests), float64(l.Window.Microseconds()), float64(l.Burst), float64(l.Burst)
 	},
+	lend:     lendTokenBucket,
 	lua:      bucketLua,
 	amendLua: amendBucketLua,
+}
+
+// lendTokenBucket has leases taken from a bucket that is smaller by what it gains while a lease can be used. So what
+// is held and what is in the bucket are never more than the burst together: since the oldest lease that is held was
+// taken, the bucket lost what is held, and gained no more than it is smaller. Whoever takes for at once still has the
+// whole bucket.
+//
+// It lends a fifth of the burst at most. A state expires when the smaller bucket is full, and is then a whole one, so
+// the slack with which it expires has to make up for the difference.
+func lendTokenBucket(l *limiter.Limit, ahead time.Duration) Terms {
+	const part = 5
+	rate := perSecond(l)
+	fills := time.Duration(float64(l.Burst) / part / rate * float64(time.Second))
+	horizon := min(ahead, fills*2/3).Truncate(time.Microsecond)
+	window := l.Window.Microseconds()
+	gained := (l.Requests*termOf(horizon).Microseconds() + window - 1) / window
+	if float64(gained) > rate*slack/1e6 {
+		return Terms{}
+	}
+	t := Terms{Limit: *l, Horizon: horizon, Term: termOf(horizon), Rate: rate}
+	t.Limit.Burst -= gained
+	return t
 }
 
 func validateTokenBucket(l *limiter.Limit) error {
