@@ -5,7 +5,8 @@
 // Its parts have one direction each. The [SnapshotReconciler] takes the policies of a namespace down to the
 // config store and notes on the [Board] what came of each. The [Observer] takes who enforces up from the cluster,
 // and what they report from the store; the [Detector], which pods lack a sidecar. The [RateLimitPolicyReconciler]
-// writes all of it onto the object; it decides nothing about limits.
+// writes all of it onto the object; it decides nothing about limits. The [CredentialsReconciler] stands by itself: it
+// keeps what sidecars log in to Redis with.
 package controller
 
 // Some clusters let only those make an object the blocking owner of another who may update its finalizers.
