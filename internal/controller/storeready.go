@@ -64,7 +64,7 @@ func storeReady(v view, t tally) metav1.Condition {
 // storeErr is why a store can't be used, or nil. Who can't leave reports can't count either, so that store comes first.
 func storeErr(v view) error {
 	switch {
-	case v.reportsErr != nil:
+	case isStoreAway(v.reportsErr):
 		return v.reportsErr
 	case v.storeErr != nil:
 		return v.storeErr
