@@ -23,7 +23,7 @@ const (
 // rights are rules of Redis's ACL. A script runs with the rights of whoever calls it, so that commands which are sent
 // in scripts only are among them. They name no installation: a Redis is to be one's own.
 var rights = map[string]string{
-	Manager: "~weir:*:{config}* ~weir:*:{report} ~weir:*:{report/*} &weir:*:{config}:* " +
+	Manager: "~weir:*:{config}* ~weir:*:{report/*} &weir:*:{config}:* " +
 		"+ping +cluster|slots +eval +evalsha +time +type +get +set +del +hmget +hset +hgetall +hdel +persist +pexpire +publish",
 	Sidecar: "~weir:*:{*/*}:* ~weir:*:{report/*} %R~weir:*:{config}:* &weir:*:{config}:* " +
 		"+ping +cluster|slots +eval +evalsha +time +mget +set +setex +setrange +del +expire +pexpire +llen +lindex +lset +ltrim +rpush " +
