@@ -28,7 +28,7 @@ import (
 const (
 	root = "../../.."
 	// patience is for what has no stated bound, on a machine that is busy with other things.
-	patience = 2 * time.Minute
+	patience = 4 * time.Minute
 )
 
 // cluster is the one node of all tests but those that start their own.
