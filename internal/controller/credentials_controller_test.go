@@ -3,7 +3,6 @@
 package controller_test
 
 import (
-	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/weir-dev/weir/api/v1alpha1"
 	"github.com/weir-dev/weir/internal/controller"
+	"github.com/weir-dev/weir/test/controlplane"
 )
 
 // The manager is the real one's service account, with no other rights than that has.
@@ -140,15 +140,7 @@ func newCredentialsWorld(t *testing.T) *credentialsWorld {
 	if err := r.SetupWithManager(mgr); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- mgr.Start(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
+	controlplane.RunManager(t, mgr)
 	return w
 }
 

@@ -78,15 +78,7 @@ func start(t *testing.T) *podcache.Pods {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- mgr.Start(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
+	controlplane.RunManager(t, mgr)
 	select {
 	case <-mgr.Elected():
 	case <-time.After(patience):

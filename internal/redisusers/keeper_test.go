@@ -4,7 +4,6 @@ package redisusers_test
 
 import (
 	"bytes"
-	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -157,15 +156,7 @@ func keep(t *testing.T, secret types.NamespacedName) *redisusers.Keeper {
 	if err := k.SetupWithManager(mgr); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- mgr.Start(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
+	controlplane.RunManager(t, mgr)
 	return k
 }
 

@@ -4,6 +4,7 @@
 package controlplane
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 )
 
 // ControlPlane is an API server and its etcd, on loopback ports. There is no controller manager: nothing
@@ -108,6 +110,20 @@ func Main(m *testing.M, c **ControlPlane) int {
 		return 1
 	}
 	return code
+}
+
+// RunManager runs a manager until the test's end, and wants it to end well.
+func RunManager(t *testing.T, mgr manager.Runnable) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- mgr.Start(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // moduleRoot is the nearest folder above the working directory that holds our go.mod, so that the tests
