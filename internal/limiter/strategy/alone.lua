@@ -1,8 +1,8 @@
 -- SPDX-License-Identifier: Apache-2.0
 
 -- Decides requests that have one hit each, and each its own counter, as take.lua does: nobody's consent is needed, and
--- nobody sees what another has changed. That takes a third less time, and half for a lone request. Before this
--- stand the prelude and the functions rule and open, of the one strategy that all hits are of.
+-- nobody sees what another has changed. That takes a fifth less time. Before this stand the prelude and the functions
+-- rule and open, of the one strategy that all hits are of.
 --
 -- KEYS     the counters, one for each request.
 -- ARGV[1]  the terms, as in take.lua.
