@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
@@ -39,11 +40,15 @@ const (
 // A Circuit is safe for concurrent use.
 type Circuit struct {
 	unanswered func(error) bool
+	// born is when the circuit was made, and answered is how long after that the last answer came, in nanoseconds.
+	born     time.Time
+	answered atomic.Int64
+	// ailing says that something failed after the last answer. Without it nothing below is of interest.
+	ailing atomic.Bool
 
 	mu       sync.Mutex
 	failures int
 	last     error
-	answered time.Time
 	open     bool
 	// hangs says that a budget was spent since the last answer.
 	hangs bool
@@ -54,7 +59,9 @@ type Circuit struct {
 
 // NewCircuit gives a circuit that is closed.
 func NewCircuit(unanswered func(error) bool) *Circuit {
-	return &Circuit{unanswered: unanswered}
+	c := &Circuit{unanswered: unanswered, born: time.Now()}
+	c.answered.Store(-int64(maxSilence)) // Who never answered has been silent for long.
+	return c
 }
 
 // Do makes a call, unless the circuit is open. The error is that of the call, or says why there is none, or no answer
@@ -67,14 +74,19 @@ func (c *Circuit) Do(ctx context.Context, call func(context.Context) error) erro
 	case probe:
 		return c.probe(ctx, call)
 	}
-	err = call(ctx)
-	if err != nil && spent(ctx) {
+	return c.judge(ctx, call(ctx))
+}
+
+// judge learns from what has become of a call that was no probe.
+func (c *Circuit) judge(ctx context.Context, err error) error {
+	if err == nil {
+		c.succeed()
+		return nil
+	}
+	if spent(ctx) {
 		err = errSpent
 	}
-	switch {
-	case err == nil:
-		c.succeed()
-	case c.unanswered(err) && (ctx.Err() == nil || spent(ctx)):
+	if c.unanswered(err) && (ctx.Err() == nil || spent(ctx)) {
 		c.fail(err, false)
 	}
 	return err
@@ -119,8 +131,14 @@ func (c *Circuit) failing() (patience time.Duration, last error) {
 	return maxProbe, c.last
 }
 
+// well says that nothing has failed after the last answer.
+func (c *Circuit) well() bool { return !c.ailing.Load() }
+
 // admit says whether the call is a probe, or why it must not be made.
 func (c *Circuit) admit() (probe bool, err error) {
+	if c.well() {
+		return false, nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.open {
@@ -134,23 +152,34 @@ func (c *Circuit) admit() (probe bool, err error) {
 }
 
 func (c *Circuit) succeed() {
+	c.answered.Store(int64(time.Since(c.born)))
+	if c.well() {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failures, c.answered = 0, time.Now()
+	c.failures = 0
 	c.open, c.hangs, c.probing, c.next = false, false, false, time.Time{}
+	c.ailing.Store(false)
 }
 
 func (c *Circuit) fail(err error, probe bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
+	c.ailing.Store(true)
 	c.failures++
 	c.last = err
 	c.hangs = c.hangs || errors.Is(err, context.DeadlineExceeded)
-	c.open = c.open || c.failures >= maxFailures && now.Sub(c.answered) >= maxSilence
+	c.open = c.open || c.failures >= maxFailures && c.silence(now) >= maxSilence
 	if probe {
 		c.probing, c.next = false, now.Add(probeInterval)
 	}
+}
+
+// silence is how long there was no answer.
+func (c *Circuit) silence(now time.Time) time.Duration {
+	return now.Sub(c.born) - time.Duration(c.answered.Load())
 }
 
 // release makes room for another probe, after one that has shown nothing.
@@ -172,6 +201,15 @@ type breaker struct {
 
 // Take implements [limiter.Store].
 func (b *breaker) Take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
+	if b.circuit.well() {
+		verdicts, err := b.store.Take(ctx, hits)
+		return verdicts, b.circuit.judge(ctx, err)
+	}
+	return b.take(ctx, hits)
+}
+
+// take is Take when the circuit may not let the call through.
+func (b *breaker) take(ctx context.Context, hits []limiter.Hit) ([]limiter.Verdict, error) {
 	var verdicts []limiter.Verdict
 	err := b.circuit.Do(ctx, func(ctx context.Context) (err error) {
 		verdicts, err = b.store.Take(ctx, hits)
