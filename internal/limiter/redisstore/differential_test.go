@@ -135,6 +135,9 @@ var faults = map[string]struct {
 	"a shadow limit that refuses":                        {"terms[first + 3] == 1", "terms[first + 3] == 2", limiter.FixedWindow},
 	"a shadow limit that takes for the refused":          {"takeTogether(from, size, admitted, true, admitted)", "takeTogether(from, size, times, true, admitted)", limiter.FixedWindow},
 	"a batch that doesn't see its own charges":           {"values[counter], kinds[counter], changed[counter] = state,", "values[counter], kinds[counter], changed[counter] = values[counter] or state,", limiter.FixedWindow},
+	"a request apart that charges what it can":           {"if least < times then agree", "if false then agree", limiter.FixedWindow},
+	"a request apart that is refused with another":       {"least = TIMES\n    end", "end", limiter.FixedWindow},
+	"a request apart of two, of which one changes":       {"agree(counter - number + 1, counter)", "agree(counter, counter)", limiter.FixedWindow},
 	"a time to live that is never put off":               {"if expiries[counter] < due then", "if expiries[counter] == 0 then", limiter.FixedWindow},
 	"an end that is told and not written":                {"elseif extended[counter] then", "elseif false then", limiter.FixedWindow},
 }
@@ -144,8 +147,8 @@ func TestBrokenScriptsAreFound(t *testing.T) {
 	client := redistest.Start(t).Client(t)
 	for name, fault := range faults {
 		t.Run(name+" is found", func(t *testing.T) {
-			if !strings.Contains(strategy.Script, fault.right) {
-				t.Fatalf("the script has no %q", fault.right)
+			if !strings.Contains(strategy.Script+strategy.Apart, fault.right) {
+				t.Fatalf("no script has %q", fault.right)
 			}
 			broken := func(script string) string { return onClock(strings.ReplaceAll(script, fault.right, fault.wrong)) }
 			h := newHistory(rand.Uint64(), fault.of)
@@ -159,7 +162,7 @@ func TestBrokenScriptsAreFound(t *testing.T) {
 // TestEndsArePutOff asks the scripts' own prelude when states expire.
 func TestEndsArePutOff(t *testing.T) {
 	client, ctx := redistest.Start(t).Client(t), t.Context()
-	prelude, _, _ := strings.Cut(strategy.Alone(limiter.TokenBucket), "local KEYS")
+	prelude, _, _ := strings.Cut(strategy.Apart, "local function rule")
 	script := onClock(prelude + "expiries[1] = tonumber(ARGV[1]) return {keep(1, tonumber(ARGV[2])), extended[1]}")
 	const second = 1_000_000
 	client.Set(ctx, "clock", 1000*second, 0)
@@ -315,7 +318,7 @@ func (h *history) diff(t *testing.T, client *redis.Client, change func(script st
 	return ""
 }
 
-var keys = []string{"a", "b", "c", "d"}
+var keys = []string{"a", "b", "c", "d", "e", "f"}
 
 // batch makes up a call and decides it in Go.
 func (h *history) batch(states map[string]string, needed map[string]int64) batch {
@@ -324,11 +327,7 @@ func (h *history) batch(states map[string]string, needed map[string]int64) batch
 	skew := h.random.Int64N(44*3600_000_000) - 22*3600_000_000
 	b := batch{now: h.now, caller: h.now + skew}
 	h.soon = h.soon[:0]
-	for range 1 + h.random.IntN(6) {
-		if h.random.IntN(20) == 0 {
-			h.change()
-		}
-		hits := h.request()
+	for _, hits := range h.requests() {
 		for range 1 + max(0, h.random.IntN(8)-4) {
 			b.requests = append(b.requests, hits)
 			b.want.Verdicts = append(b.want.Verdicts, h.decide(hits, states, needed)...)
@@ -365,10 +364,28 @@ func soon(v limiter.Verdict) []int64 {
 	return []int64{v.RetryAfter.Microseconds(), v.ResetAfter.Microseconds(), v.Wait.Microseconds()}
 }
 
-// request makes up one to three hits.
-func (h *history) request() []limiter.Hit {
+// requests makes up those of a call. One time in three each has two hits, and they have no counter in common.
+func (h *history) requests() [][]limiter.Hit {
+	var requests [][]limiter.Hit
+	if counters := h.random.Perm(len(keys)); h.random.IntN(3) == 0 {
+		for pair := range slices.Chunk(counters, 2) {
+			requests = append(requests, h.request(pair))
+		}
+		return requests
+	}
+	for range 1 + h.random.IntN(6) {
+		requests = append(requests, h.request(h.random.Perm(len(keys))[:1+h.random.IntN(3)]))
+	}
+	return requests
+}
+
+// request makes up hits of some counters.
+func (h *history) request(counters []int) []limiter.Hit {
+	if h.random.IntN(20) == 0 {
+		h.change()
+	}
 	var hits []limiter.Hit
-	for _, k := range h.random.Perm(len(keys))[:1+h.random.IntN(3)] {
+	for _, k := range counters {
 		l := limitOf(h.algorithms[h.random.IntN(len(h.algorithms))], h.limit)
 		hits = append(hits, limiter.Hit{Key: keys[k], Limit: l, Cost: h.cost(), Shadow: h.random.IntN(4) == 0})
 	}
@@ -513,7 +530,7 @@ func run(t *testing.T, client *redis.Client, scripts deployed, batches []batch) 
 // deployed are the hashes of scripts that Redis knows.
 type deployed struct {
 	all   string
-	alone map[limiter.Algorithm]string
+	apart string
 	// values is of a script that gives what keys hold, with the header before it.
 	values string
 }
@@ -548,22 +565,19 @@ func deploy(t *testing.T, client *redis.Client, change func(script string) strin
 		}
 		return sha
 	}
-	d := deployed{all: load(strategy.Script), alone: map[limiter.Algorithm]string{}}
+	d := deployed{all: load(strategy.Script), apart: load(strategy.Apart)}
 	sha, err := client.ScriptLoad(t.Context(), valuesLua).Result()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.values = sha
-	for _, a := range strategy.Names() {
-		d.alone[a] = load(strategy.Alone(a))
-	}
 	return d
 }
 
 // run runs a call as the store does.
 func (d deployed) run(ctx context.Context, client redis.Cmdable, c *strategy.Call) *redis.Cmd {
-	if a, args, ok := c.Alone(); ok {
-		return client.EvalSha(ctx, d.alone[a], c.Keys(), args...)
+	if args, ok := c.Apart(); ok {
+		return client.EvalSha(ctx, d.apart, c.Keys(), args...)
 	}
 	return client.EvalSha(ctx, d.all, c.Keys(), c.Args()...)
 }

@@ -16,27 +16,22 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// scripts are what a store runs: one for all calls, and by algorithm one for those whose requests have one hit each.
+// scripts are what a store runs: one for all calls, and one for those whose requests have no counter in common.
 type scripts struct {
-	all   *redis.Script
-	alone map[limiter.Algorithm]*redis.Script
+	all, apart *redis.Script
 }
 
 // shipped are hashed once.
 var shipped = newScripts(func(source string) string { return source })
 
 func newScripts(change func(source string) string) scripts {
-	s := scripts{all: redis.NewScript(change(strategy.Script)), alone: map[limiter.Algorithm]*redis.Script{}}
-	for _, a := range strategy.Names() {
-		s.alone[a] = redis.NewScript(change(strategy.Alone(a)))
-	}
-	return s
+	return scripts{all: redis.NewScript(change(strategy.Script)), apart: redis.NewScript(change(strategy.Apart))}
 }
 
 // of gives the script that decides a call, and its arguments.
 func (s scripts) of(c *strategy.Call) (*redis.Script, []any) {
-	if a, args, ok := c.Alone(); ok {
-		return s.alone[a], args
+	if args, ok := c.Apart(); ok {
+		return s.apart, args
 	}
 	return s.all, c.Args()
 }

@@ -54,11 +54,10 @@ type Call struct {
 	hits    int
 	said    []byte
 
-	// algorithm is that of all hits, and mixed says that there are others, or requests that do more than take with
-	// one hit.
-	algorithm limiter.Algorithm
-	mixed     bool
-	alone     []byte
+	// plain says that all requests do nothing but take, with as many hits each as number says, none of them a shadow's.
+	plain  bool
+	number int
+	apart  []byte
 
 	answered []answer
 	told     [][]limiter.Verdict
@@ -90,7 +89,7 @@ func (c *Call) Reset(now int64) {
 	clear(c.counters)
 	clear(c.known)
 	clear(c.groups)
-	c.now, c.newest, c.newestPlace, c.hits, c.algorithm, c.mixed = now, term{}, -1, 0, "", false
+	c.now, c.newest, c.newestPlace, c.hits, c.plain, c.number = now, term{}, -1, 0, true, 0
 	c.keys, c.terms, c.requests = c.keys[:0], c.terms[:0], c.requests[:0]
 	c.groups, c.places, c.last = c.groups[:0], c.places[:0], c.last[:0]
 }
@@ -98,7 +97,8 @@ func (c *Call) Reset(now int64) {
 // Add adds a request, to be decided after those that were added before. Equal ones are decided as one where that
 // makes no difference.
 func (c *Call) Add(r Request) {
-	c.mixed = c.mixed || r.Try || len(r.Receipts) > 0 || len(r.Hits) != 1
+	c.plain = c.plain && !r.Try && len(r.Receipts) == 0 && (c.number == 0 || c.number == len(r.Hits))
+	c.number = len(r.Hits)
 	if len(r.Receipts) > 0 {
 		c.addCharges(r)
 		return
@@ -190,8 +190,7 @@ func (c *Call) addTerm(h *limiter.Hit) int {
 	if !ok {
 		i = len(c.known)
 		c.known[t] = i
-		c.mixed = c.mixed || i > 0 && c.algorithm != h.Limit.Algorithm
-		c.algorithm = h.Limit.Algorithm
+		c.plain = c.plain && !h.Shadow
 		c.terms = t.appendTo(c.terms, c.now)
 	}
 	c.newest, c.newestPlace = t, i
@@ -216,19 +215,21 @@ func (c *Call) Keys() []string { return c.keys }
 // Args are the arguments of [Script].
 func (c *Call) Args() []any { return []any{string(c.terms), string(c.requests)} }
 
-// Alone gives the arguments of the script that [Alone] gives for an algorithm, if it can decide the call: if all
-// requests take, with one hit each, of that algorithm, and no two different ones from one counter.
-func (c *Call) Alone() (a limiter.Algorithm, args []any, ok bool) {
-	if c.mixed || len(c.groups) != len(c.keys) {
-		return "", nil, false
+// Apart gives the arguments of the script of that name, if it can decide the call: if all requests take, with as many
+// hits each, and no two different ones from one counter.
+func (c *Call) Apart() (args []any, ok bool) {
+	if !c.plain || c.hits != len(c.keys) {
+		return nil, false
 	}
-	// A group's times are the second byte of its request, and the place of its terms are the last two.
-	c.alone = c.alone[:0]
+	c.apart = c.apart[:0]
 	for i := range c.groups {
-		g := &c.groups[i]
-		c.alone = append(c.alone, c.requests[g.start+1], c.requests[g.end-2], c.requests[g.end-1])
+		request := c.requests[c.groups[i].start:c.groups[i].end]
+		// Its times are the second byte, and the place of a hit's terms are the last two of four.
+		for hit := 4; hit < len(request); hit += 4 {
+			c.apart = append(c.apart, request[1], request[hit+2], request[hit+3])
+		}
 	}
-	return c.algorithm, []any{string(c.terms), string(c.alone)}, true
+	return []any{string(c.terms), string(c.apart), c.number}, true
 }
 
 // StaleError says that a [Call] was for another time than Redis's. Nothing was decided or charged.

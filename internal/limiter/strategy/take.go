@@ -8,33 +8,23 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"github.com/weir-dev/weir/internal/limiter"
 )
 
 // Script decides a batch of requests inside Redis, on Redis's clock. A [Call] gives its keys and arguments, and reads
 // its reply. It is the same text in every process of one version.
 var Script = assemble()
 
-// Alone gives a script that decides requests with one hit each as [Script] does, in less time. It is for limits of
-// one algorithm, and [Call.Alone] says for which calls.
-func Alone(a limiter.Algorithm) string {
-	s := of(a)
-	var b strings.Builder
-	writePrelude(&b)
-	fmt.Fprintf(&b, "local LAYOUT = %d\nlocal function rule(...)\n%s\nend\n", s.layout, s.lua)
-	fmt.Fprintf(&b, "local function open(...)\n%s\nend\n", s.openLua)
-	b.WriteString(alone)
-	return b.String()
-}
+// Apart decides requests that have no counter in common as [Script] does, in less time. [Call.Apart] says which calls
+// are of such.
+var Apart = assembleApart()
 
 var (
 	//go:embed prelude.lua
 	prelude string
 	//go:embed take.lua
 	take string
-	//go:embed alone.lua
-	alone string
+	//go:embed apart.lua
+	apart string
 )
 
 // mode is what a request of a [Call] is for. The numbers are those on the wire.
@@ -59,6 +49,15 @@ func assemble() string {
 	return b.String()
 }
 
+func assembleApart() string {
+	var b strings.Builder
+	writePrelude(&b)
+	assembleFunction(&b, "rule", func(s *Strategy) string { return s.lua })
+	assembleFunction(&b, "open", func(s *Strategy) string { return s.openLua })
+	b.WriteString(apart)
+	return b.String()
+}
+
 // assembleFunction writes a function of a strategy's code and what follows. It gives nothing for a strategy without
 // a body.
 func assembleFunction(b *strings.Builder, name string, body func(*Strategy) string) {
@@ -76,7 +75,7 @@ func assembleFunction(b *strings.Builder, name string, body func(*Strategy) stri
 func writePrelude(b *strings.Builder) {
 	fmt.Fprintf(b, "local LONGEST, GRACE, SLACK, TOLERANCE, WIDTH, HEADER = %d, %d, %d, %g, %d, %d\n",
 		int64(longest), int64(grace), int64(slack), tolerance, width, header)
-	fmt.Fprintf(b, "local TAKE, TRY, REFUND, RENEW = %d, %d, %d, %d\n", modeTake, modeTry, modeRefund, modeRenew)
+	fmt.Fprintf(b, "local TAKE, TRY, REFUND, RENEW, TIMES = %d, %d, %d, %d, %d\n", modeTake, modeTry, modeRefund, modeRenew, maxTimes)
 	b.WriteString(prelude)
 }
 
