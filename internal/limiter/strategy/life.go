@@ -10,9 +10,13 @@ import (
 
 // Life gives for how long a store may keep a counter of a valid limit, from when it was last asked to take from it: as
 // long as what was taken can count, and some more, as Redis is told seldom when a key expires. Of 100 a minute in a fixed
-// window it is 79 s.
+// window it is 79 s. No store keeps anything for an algorithm that isn't known.
 func Life(l *limiter.Limit) time.Duration {
-	counts := of(l.Algorithm).lives(l)
+	s := of(l.Algorithm)
+	if s == nil {
+		return 0
+	}
+	counts := s.lives(l)
 	return counts + min(counts/4, time.Minute) + margin
 }
 
