@@ -36,27 +36,38 @@ const (
 	maxResident = 64 << 20
 )
 
-var perKeyPolicy = fmt.Sprintf(`
+// floodedPolicy is a policy with a key, for a path of its own.
+func floodedPolicy(name, mode string) string {
+	return fmt.Sprintf(`---
 apiVersion: ratelimit.weir.dev/v1alpha1
 kind: RateLimitPolicy
-metadata: {name: flooded}
+metadata: {name: %[1]s}
 spec:
   selector: {}
+  %[2]s
   limits:
   - name: per-key
-    when: [{paths: [{type: Prefix, value: /flooded}]}]
+    when: [{paths: [{type: Prefix, value: /%[1]s}]}]
     key: [{header: {name: x-api-key}}]
-    strategy: {tokenBucket: {requests: 1, window: 8784h, burst: %d}}
-`, perKey)
+    strategy: {tokenBucket: {requests: 1, window: 8784h, burst: %[3]d}}
+`, name, mode, perKey)
+}
+
+// launchFlooded is launch with more policies.
+func launchFlooded(t *testing.T, n int, url, policies string, flags ...string) *fleet {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "flooded.yaml")
+	if err := os.WriteFile(file, []byte(policies), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, _ := launch(t, n, url, append(flags, "--policies", file)...)
+	return f
+}
 
 // TestS7KeyFlood is S7: somebody makes up a million keys.
 func TestS7KeyFlood(t *testing.T) {
 	server := redistest.Start(t)
-	file := filepath.Join(t.TempDir(), "per-key.yaml")
-	if err := os.WriteFile(file, []byte(perKeyPolicy), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, _ := launch(t, 1, server.URL(), "--policies", file)
+	f := launchFlooded(t, 1, server.URL(), floodedPolicy("flooded", "onStoreFailure: {mode: Closed}"))
 	f.enforcing(t)
 	legal := newLegal(f.sidecars[0])
 	legal.send(t, perKey/4)
@@ -110,6 +121,87 @@ func TestS7KeyFlood(t *testing.T) {
 	if diff := cmp.Diff(slices.Repeat([]int{perKey}, legalKeys), legal.admitted); diff != "" {
 		t.Errorf("admitted of each legal key (-want +got):\n%s", diff)
 	}
+}
+
+// TestS7KeyFloodInEveryMode is S7 on a small scale, with the counters in other places.
+func TestS7KeyFloodInEveryMode(t *testing.T) {
+	const most, keys = 10, 100
+	modes := map[string]string{
+		"exact": "distribution: {mode: Exact}",
+		"mine":  "distribution: {mode: PerReplica}",
+		"share": "onStoreFailure: {mode: Local}",
+	}
+	var policies string
+	for name, mode := range modes {
+		policies += floodedPolicy(name, mode)
+	}
+	// One more key's worth goes to the first that share.
+	want := map[int]int{perKey: most + 1, 0: keys - most - 1}
+	server := redistest.Start(t)
+	f := launchFlooded(t, 1, server.URL(), policies, "--max-keys-per-policy", fmt.Sprint(most))
+	f.enforcing(t)
+	for name := range modes {
+		t.Run("the first keys have counters of their own, and the others one: "+name, func(t *testing.T) {
+			if diff := cmp.Diff(want, admits(t, f.sidecars[0], "/"+name, 0, keys)); diff != "" {
+				t.Errorf("keys by how many of their requests are admitted (-want +got):\n%s", diff)
+			}
+		})
+	}
+	t.Run("so it goes on without Redis: share", func(t *testing.T) {
+		server.Kill()
+		// What is spent stays so, as far as the replica was told of it: no key gets more than without the flood.
+		got := admits(t, f.sidecars[0], "/share", 0, keys)
+		t.Logf("S7: expected: without Redis nothing more is admitted to known keys and to those that share; measured: %v", got)
+		if diff := cmp.Diff(map[int]int{0: keys}, got); diff != "" {
+			t.Errorf("keys by how many of their requests are admitted (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestS7KeyFloodOfTwoReplicas is S7 on a small scale, with replicas that see other keys.
+func TestS7KeyFloodOfTwoReplicas(t *testing.T) {
+	const most = 10
+	server := redistest.Start(t)
+	f := launchFlooded(t, 2, server.URL(), floodedPolicy("flooded", "onStoreFailure: {mode: Closed}"), "--max-keys-per-policy", fmt.Sprint(most))
+	f.enforcing(t)
+	got := []map[int]int{
+		admits(t, f.sidecars[0], "/flooded", 0, most),
+		admits(t, f.sidecars[1], "/flooded", most, 2*most),
+		admits(t, f.sidecars[0], "/flooded", 2*most, 3*most),
+		admits(t, f.sidecars[1], "/flooded", 3*most, 4*most),
+	}
+	keys, err := server.Client(t).DBSize(t.Context()).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []map[int]int{{perKey: most}, {perKey: most}, {perKey: 1, 0: most - 1}, {0: most}}
+	t.Logf("S7 (two replicas): expected: at most %d keys in Redis and a few of other limits, keys by how many of their requests are admitted: %v; measured: %d, %v", 2*most+1, want, keys, got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("keys by how many of their requests are admitted (-want +got):\n%s", diff)
+	}
+	if keys > 2*most+1+others {
+		t.Errorf("Redis has %d keys", keys)
+	}
+}
+
+// admits sends one request more of each key than it has, and counts the keys by how many of them are admitted.
+func admits(t *testing.T, s *playground.Sidecar, path string, first, end int) map[int]int {
+	t.Helper()
+	got := map[int]int{}
+	for i := first; i < end; i++ {
+		admitted := 0
+		for range perKey + 1 {
+			r, err := playground.Get(t.Context(), s.URL+path, fmt.Sprint("key-", i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Status == http.StatusOK {
+				admitted++
+			}
+		}
+		got[admitted]++
+	}
+	return got
 }
 
 // legal are the keys of those who were there before.
