@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/weir-dev/weir/internal/limiter"
+	"github.com/weir-dev/weir/internal/limiter/memorystore"
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
@@ -273,7 +274,7 @@ func TestManyAtOnce(t *testing.T) {
 					t.Errorf("key %s is not known any more", key)
 				}
 				if i%100 == 0 {
-					r.sweep(time.Since(r.start))
+					r.sweep(0)
 				}
 			}
 		})
@@ -334,3 +335,31 @@ func BenchmarkEnlist(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkDecide compares whole decisions in process with a roster and without.
+func BenchmarkDecide(b *testing.B) {
+	const known = 10_000
+	hits := make([][]limiter.Hit, known)
+	for i := range hits {
+		hits[i] = []limiter.Hit{*hit("a", fmt.Sprint(i))}
+	}
+	for name, bound := range map[string]bool{"without a roster": false, "with a roster": true} {
+		b.Run(name, func(b *testing.B) {
+			e := limiter.NewEngine(memorystore.New(memorystore.Options{}), nobody{})
+			if bound {
+				e.Bound(New(known, &overflows{}, logr.Discard()))
+			}
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				e.Decide(b.Context(), hits[i])
+				i = (i + 1) % known
+			}
+		})
+	}
+}
+
+// nobody wants to know any outcomes.
+type nobody struct{}
+
+func (nobody) Record(limiter.LimitID, limiter.Outcome) {}
