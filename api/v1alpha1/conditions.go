@@ -54,6 +54,9 @@ const (
 
 	// ReasonEnforced goes with Enforced=True.
 	ReasonEnforced = "Enforced"
+	// ReasonTooManyKeys goes with Enforced=True and Ready=True: so many keys came to a limit in the last five minutes that
+	// not each of them has a counter. Those that have none share one.
+	ReasonTooManyKeys = "TooManyKeys"
 	// ReasonNotReporting goes with Enforced=False: an enforcer has been silent for over 10 s.
 	ReasonNotReporting = "NotReporting"
 	// ReasonNotIntercepted goes with Enforced=False: requests reach a pod of the targets without its sidecar, or the
@@ -81,6 +84,6 @@ const (
 	// onStoreFailure decided in their stead.
 	ReasonDegraded = "Degraded"
 
-	// ReasonReady goes with Ready=True. So do NoEnforcers and Disabled, when there is nothing to enforce.
+	// ReasonReady goes with Ready=True. So do NoEnforcers and Disabled, when there is nothing to enforce, and TooManyKeys.
 	ReasonReady = "Ready"
 )

@@ -25,6 +25,9 @@ import (
 // defaultAdminAddress can be reached from the pod alone.
 const defaultAdminAddress = "127.0.0.1:15090"
 
+// mostKeys take some 2.5 GB: to allow more would be no bound.
+const mostKeys = 100_000_000
+
 // options are the sidecar's flags.
 type options struct {
 	routes          []route
@@ -40,6 +43,7 @@ type options struct {
 	probes          map[string]probe.Probe
 	decisionTimeout time.Duration
 	trustedProxies  proxy.TrustedProxies
+	maxKeys         int
 	bootstrap       bootstrapMode
 	stateDir        string
 	drainDelay      time.Duration
@@ -63,7 +67,7 @@ func (e usageError) Error() string { return e.error.Error() + " (see weir-sideca
 // parse reads the flags. What is wrong with them comes back as a usageError that names the flag. Help is written
 // to stdout, and is [flag.ErrHelp].
 func parse(args []string, stdout io.Writer) (options, error) {
-	o := options{decisionTimeout: 20 * time.Millisecond, drainDelay: 5 * time.Second}
+	o := options{decisionTimeout: 20 * time.Millisecond, drainDelay: 5 * time.Second, maxKeys: 100_000}
 	var listen, upstream list
 	fs := flag.NewFlagSet("weir-sidecar", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // Whoever calls tells of errors.
@@ -81,6 +85,7 @@ func parse(args []string, stdout io.Writer) (options, error) {
 	fs.Func("app-probe", "`PATH=PROBE`, in JSON, that --probe-listen asks the application in the kubelet's stead (repeatable)", o.addProbe)
 	fs.Var((*duration)(&o.decisionTimeout), "decision-timeout", "longest `time` to wait for Redis; then onStoreFailure decides")
 	fs.Func("trusted-proxies", "`CIDR,...` of the proxies that are believed about X-Forwarded-For (repeatable)", o.addTrustedProxies)
+	fs.IntVar(&o.maxKeys, "max-keys-per-policy", o.maxKeys, "`number` of keys of a policy that have counters of their own; more share one")
 	fs.TextVar(&o.bootstrap, "bootstrap-mode", bootstrapOpen, "`mode` before any policies are known: Open admits all requests, Closed refuses them")
 	fs.StringVar(&o.stateDir, "state-dir", "", "`folder` to keep the last policies in over a restart (default: none)")
 	fs.Var((*duration)(&o.drainDelay), "drain-delay", "`time` to go on accepting after SIGTERM, until nobody sends any more")
@@ -127,6 +132,8 @@ func (o options) check() error {
 		return errors.New("--state-dir goes with --namespace only: policies are in files already")
 	case o.probeAddress == "" && len(o.probes) > 0:
 		return errors.New("--app-probe goes with --probe-listen only: that is where it is asked")
+	case o.maxKeys < 1 || o.maxKeys > mostKeys:
+		return fmt.Errorf("--max-keys-per-policy must be from 1 to %d", mostKeys)
 	case o.decisionTimeout <= 0:
 		return errors.New("--decision-timeout must be above zero")
 	case o.drainDelay < 0:

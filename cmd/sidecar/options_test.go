@@ -25,6 +25,7 @@ func TestFlags(t *testing.T) {
 		instance:        "default",
 		adminAddress:    "127.0.0.1:15090",
 		decisionTimeout: 20 * time.Millisecond,
+		maxKeys:         100_000,
 		bootstrap:       bootstrapOpen,
 		drainDelay:      5 * time.Second,
 		logLevel:        zapcore.InfoLevel,
@@ -52,7 +53,7 @@ func TestFlags(t *testing.T) {
 			"--listen http=:8080 --listen admin=:8081 --upstream admin=http://127.0.0.1:3001 --upstream http=http://127.0.0.1:3000/" +
 				" --namespace shop --pod-labels-file labels --redis redis://weir --config-redis redis://config" +
 				" --trusted-proxies 10.0.0.0/8,fd00::/8 --trusted-proxies 192.0.2.1,2001:db8::1 --bootstrap-mode Closed --log-level debug" +
-				" --instance one --state-dir /state --drain-delay 0s --decision-timeout 1s --admin-listen :1" +
+				" --instance one --max-keys-per-policy 1000 --state-dir /state --drain-delay 0s --decision-timeout 1s --admin-listen :1" +
 				` --probe-listen :2 --app-probe /probes/app/liveness={"tcpSocket":{"port":3}}`,
 			options{
 				routes: []route{
@@ -74,6 +75,7 @@ func TestFlags(t *testing.T) {
 					netip.MustParsePrefix("192.0.2.1/32"),
 					netip.MustParsePrefix("2001:db8::1/128"),
 				},
+				maxKeys:   1000,
 				bootstrap: bootstrapClosed,
 				stateDir:  "/state",
 				logLevel:  zapcore.DebugLevel,
@@ -108,6 +110,7 @@ func TestAFaultInTheFlagsNamesTheFlag(t *testing.T) {
 		{"config Redis with files", route + "--policies p --config-redis redis://c", "--config-redis goes with --namespace only: policies come from files"},
 		{"state with files", route + "--policies p --state-dir d", "--state-dir goes with --namespace only: policies are in files already"},
 		{"no time to decide", route + "--policies p --decision-timeout 0s", "--decision-timeout must be above zero"},
+		{"no keys", route + "--policies p --max-keys-per-policy 0", "--max-keys-per-policy must be from 1 to 100000000"},
 		{"a delay in the past", route + "--policies p --drain-delay -1s", "--drain-delay must not be negative"},
 		{"a bad address for probes", route + "--policies p --probe-listen 8080", "--probe-listen 8080: must be like :8080 or 127.0.0.1:8080"},
 		{"probes that nobody can ask", route + "--policies p --app-probe " + probed, "--app-probe goes with --probe-listen only: that is where it is asked"},

@@ -27,6 +27,7 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/guard"
 	"github.com/weir-dev/weir/internal/limiter/memorystore"
 	"github.com/weir-dev/weir/internal/limiter/redisstore"
+	"github.com/weir-dev/weir/internal/limiter/roster"
 	"github.com/weir-dev/weir/internal/match"
 	"github.com/weir-dev/weir/internal/policy"
 	"github.com/weir-dev/weir/internal/proxy"
@@ -42,6 +43,7 @@ type sidecar struct {
 	engine   *limiter.Engine
 	proxy    *proxy.Proxy
 	recorder *usage.Recorder
+	roster   *roster.Roster
 	// store is what all replicas count in together, and whose failures are told.
 	store *watched
 	// leases is what of that is taken ahead of time, counters the Redis to count in, and fleet who else counts there.
@@ -69,9 +71,11 @@ func newSidecar(o options, log logr.Logger) (*sidecar, error) {
 		recorder: usage.NewRecorder(),
 		metrics:  prometheus.NewRegistry(),
 	}
+	s.roster = roster.New(o.maxKeys, s.recorder, log.WithName("keys"))
 	if err := s.openStore(); err != nil {
 		return nil, err
 	}
+	s.engine.Bound(s.roster)
 	join := s.joinCluster
 	if o.namespace == "" {
 		join = s.standAlone
@@ -84,16 +88,20 @@ func newSidecar(o options, log logr.Logger) (*sidecar, error) {
 		BootstrapClosed: o.bootstrap == bootstrapClosed,
 		Log:             log.WithName("proxy"),
 	})
-	s.metrics.MustRegister(s.proxy, s.recorder, s.store.failures, s.state.revision,
+	s.metrics.MustRegister(s.proxy, s.recorder, keyMetrics{s.roster}, s.store.failures, s.state.revision,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return s, nil
 }
 
+// maxShared is how many counters a limit can have in process beside those of its keys: one for each of its targets.
+const maxShared = 64
+
 // openStore opens what requests are counted in.
 func (s *sidecar) openStore() error {
 	log := s.log.WithName("store")
+	inProcess := memorystore.New(memorystore.Options{MaxCounters: s.options.maxKeys + maxShared})
 	if s.options.redis == "" {
-		s.store = watch(memorystore.New(memorystore.Options{}), log)
+		s.store = watch(inProcess, log)
 		s.engine = limiter.NewEngine(s.store, s.recorder)
 		return nil
 	}
@@ -110,7 +118,7 @@ func (s *sidecar) openStore() error {
 	s.leases = guard.NewLeases(guard.DenyCache(s.store))
 	s.metrics.MustRegister(leaseMetrics{s.leases})
 	s.fleet = fleet.New(client, s.options.instance, rand.Text(), s.log.WithName("fleet"))
-	own := guard.NewOwn(memorystore.New(memorystore.Options{}), s.fleet)
+	own := guard.NewOwn(inProcess, s.fleet)
 	s.engine = limiter.NewEngineWithFallback(own.Beside(s.leases), own, s.recorder)
 	return nil
 }
@@ -241,6 +249,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	helpers.Go(func() error { return s.follow(lasting) })
 	helpers.Go(func() error { s.engine.Run(lasting); return nil })
+	helpers.Go(func() error { s.roster.Run(lasting); return nil })
 	if s.leases != nil {
 		helpers.Go(func() error { s.leases.Run(lasting); return nil })
 	}
@@ -276,6 +285,7 @@ func (s *sidecar) enforce(snapshot configstore.Snapshot) {
 		policies[i] = p.Policy
 	}
 	m := match.New(policies, s.matching)
+	s.roster.Keep(keyed(m.Policies()))
 	s.proxy.Swap(m)
 	s.recorder.Keep(m.Policies())
 	if s.fleet != nil {

@@ -38,6 +38,8 @@ const (
 	tokenBucket = "internal/limiter/strategy/tokenbucket.go"
 	client      = "internal/redisclient/redisclient.go"
 	counter     = "internal/match/counter.go"
+	roster      = "internal/limiter/roster/roster.go"
+	seats       = "internal/limiter/roster/limits.go"
 )
 
 var (
@@ -45,6 +47,7 @@ var (
 	stores      = rules[1:]
 	redisStore  = rules[2:]
 	memoryStore = rules[1:2]
+	rosters     = []string{"./internal/limiter/roster"}
 )
 
 // faults are what has to be found. Those of a strategy are in its Lua and its Go alike, so that comparing the
@@ -202,6 +205,15 @@ var faults = []fault{
 	{"a store in process that gives a flood counters of its own", []edit{
 		{memory, "l.counters >= d.limits.max || l.sharing(d.now)", "l.counters >= d.limits.max"},
 	}, memoryStore},
+	{"a roster with room for one key more", []edit{
+		{seats, "l.keys.Add(1) <= l.most", "l.keys.Add(1) <= l.most+1"},
+	}, rosters},
+	{"a roster that forgets a key whose counter lives", []edit{
+		{roster, "if k.until < now {", "if k.until < now+3 {"},
+	}, rosters},
+	{"a roster that forgets who came again", []edit{
+		{roster, "case known && k.until >= until:", "case known:"},
+	}, rosters},
 	{"a closed limit that admits when the store fails", []edit{
 		{engine, "h.Distribution != PerReplica && !h.Shadow", "h.Distribution != PerReplica && h.Shadow"},
 	}, []string{"./internal/limiter"}},

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -518,10 +519,17 @@ func (w *world) setPhase(pod *corev1.Pod, phase corev1.PodPhase) {
 
 // report has a pod's sidecar report until the returned function is called, or the test ends.
 func (w *world) report(pod *corev1.Pod, ports map[string]int32) (stop func()) {
+	return w.reportOf(pod, func(r *usage.Report) { r.Ports = ports })
+}
+
+// reportOf is report for one that says more.
+func (w *world) reportOf(pod *corev1.Pod, more func(*usage.Report)) (stop func()) {
 	enforcer := usage.Enforcer{Pod: pod.Name, UID: string(pod.UID), Nonce: "1", Labels: pod.Labels}
 	reporter := usage.NewReporter(w.redis, instance, w.namespace, func(time.Time) usage.Report {
 		revisions, _ := w.publisher.Revisions(w.t.Context(), w.namespace) // None at the end of the test.
-		return usage.Report{Enforcer: enforcer, Revision: revisions[w.namespace], Ports: ports}
+		r := usage.Report{Enforcer: enforcer, Revision: revisions[w.namespace]}
+		more(&r)
+		return r
 	}, logr.Discard())
 	ctx, cancel := context.WithCancel(w.t.Context())
 	var group sync.WaitGroup
@@ -561,6 +569,33 @@ func TestEnforcersAreThePodsThatRunWithTheSidecar(t *testing.T) {
 	w.await(p, "the Service leads past the sidecar", enforcedIs(v1alpha1.ReasonNotIntercepted, 1, 1))
 	w.lead(intstr.FromString("http"))
 	w.await(p, "the Service leads to the sidecar", enforcedIs(v1alpha1.ReasonEnforced, 1, 1))
+}
+
+func TestAFloodOfKeysIsToldFromItsStartToItsEnd(t *testing.T) {
+	w := newWorld(t)
+	w.lead(intstr.FromString("http"))
+	p := w.createPolicy(10)
+	pod := w.runPod("a", map[string]string{v1alpha1.LabelInjected: "true"})
+	var overflowed atomic.Int64
+	w.reportOf(pod, func(r *usage.Report) {
+		r.Limits = []usage.Limit{{Namespace: w.namespace, Policy: p.Name, Limit: "all", Counts: usage.Counts{Allowed: 1, Overflowed: overflowed.Load()}}}
+	})
+	w.await(p, "the limits are enforced", enforcedIs(v1alpha1.ReasonEnforced, 1, 1))
+	overflowed.Store(1)
+	w.await(p, "the flood is told, and the policy is ready", func(p *v1alpha1.RateLimitPolicy) bool {
+		return enforcedIs(v1alpha1.ReasonTooManyKeys, 1, 1)(p) && isReady(p)
+	})
+	overflowed.Store(0)
+	w.await(p, "its end is told", enforcedIs(v1alpha1.ReasonEnforced, 1, 1))
+	w.eventually("an event tells that it began", func() bool {
+		var list eventsv1.EventList
+		if err := w.List(t.Context(), &list, client.InNamespace(w.namespace)); err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(list.Items, func(e eventsv1.Event) bool {
+			return e.Regarding.Name == p.Name && e.Reason == v1alpha1.ReasonTooManyKeys && e.Type == corev1.EventTypeWarning
+		})
+	})
 }
 
 func TestAPodThatLacksItsSidecarIsTold(t *testing.T) {

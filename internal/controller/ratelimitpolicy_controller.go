@@ -116,6 +116,7 @@ var news = map[[2]string]struct{ eventType, action string }{
 	{v1alpha1.ConditionProgrammed, v1alpha1.ReasonLastAcceptedKept}: {corev1.EventTypeWarning, "Publish"},
 	{v1alpha1.ConditionProgrammed, v1alpha1.ReasonPublishFailed}:    {corev1.EventTypeWarning, "Publish"},
 	{v1alpha1.ConditionEnforced, v1alpha1.ReasonEnforced}:           {corev1.EventTypeNormal, "Enforce"},
+	{v1alpha1.ConditionEnforced, v1alpha1.ReasonTooManyKeys}:        {corev1.EventTypeWarning, "Enforce"},
 	{v1alpha1.ConditionEnforced, v1alpha1.ReasonNotReporting}:       {corev1.EventTypeWarning, "Enforce"},
 	{v1alpha1.ConditionEnforced, v1alpha1.ReasonNotIntercepted}:     {corev1.EventTypeWarning, "Enforce"},
 	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonUnreachable}:      {corev1.EventTypeWarning, "Count"},

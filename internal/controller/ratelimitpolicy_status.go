@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -140,18 +141,35 @@ func enforced(v view, t tally) metav1.Condition {
 	case t.current < t.expected():
 		return state(metav1.ConditionFalse, v1alpha1.ReasonPending, "Generation %d is enforced by %d of %s so far", v.generation, t.current, plural(int(t.expected()), "enforcer"))
 	}
-	return state(metav1.ConditionTrue, v1alpha1.ReasonEnforced, "Generation %d is enforced by %d of %s", v.generation, t.current, plural(int(t.expected()), "enforcer"))
+	good := fmt.Sprintf("Generation %d is enforced by %d of %s", v.generation, t.current, plural(int(t.expected()), "enforcer"))
+	if limits := overflowing(v); len(limits) > 0 {
+		return state(metav1.ConditionTrue, v1alpha1.ReasonTooManyKeys,
+			"%s, but more keys have come lately than can have counters: the others share one under %s. Look at who sends them, or raise --max-keys-per-policy of the sidecar", good, strings.Join(limits, ", "))
+	}
+	return state(metav1.ConditionTrue, v1alpha1.ReasonEnforced, "%s", good)
+}
+
+// overflowing gives the limits whose keys don't all have counters, like limit "per-key".
+func overflowing(v view) []string {
+	var limits []string
+	for _, l := range v.published.Limits {
+		if v.totals[limiter.LimitID{Namespace: v.published.Namespace, Policy: v.published.Name, Limit: l.Name}].Overflowed > 0 {
+			limits = append(limits, fmt.Sprintf("limit %q", l.Name))
+		}
+	}
+	return limits
 }
 
 // ready is the first of the conditions that isn't good. An Enforced that can't be known for want of
-// enforcers, or because nothing is to be enforced, doesn't hold it back, but is told.
+// enforcers, or because nothing is to be enforced, doesn't hold it back, but is told, and so is a flood of keys: who
+// sends them must not be able to make the policy look broken.
 func ready(conditions []metav1.Condition) metav1.Condition {
 	good := condition(v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "The limits are enforced as written")
 	for _, c := range conditions {
 		switch {
-		case c.Status == metav1.ConditionTrue:
-		case c.Reason == v1alpha1.ReasonNoEnforcers || c.Reason == v1alpha1.ReasonDisabled:
+		case c.Reason == v1alpha1.ReasonNoEnforcers || c.Reason == v1alpha1.ReasonDisabled || c.Reason == v1alpha1.ReasonTooManyKeys:
 			good.Reason, good.Message = c.Reason, c.Message
+		case c.Status == metav1.ConditionTrue:
 		default:
 			return condition(v1alpha1.ConditionReady, metav1.ConditionFalse, c.Reason, c.Message)
 		}

@@ -48,6 +48,8 @@ func TestStatus(t *testing.T) {
 		d.Degraded, d.Reason = true, reason
 		return d
 	}
+	flooded := enforcer("a", 5, time.Second)
+	flooded.Limits = []usage.Limit{{Namespace: "shop", Policy: "a", Limit: "all", Counts: usage.Counts{Denied: 1, Overflowed: 1}}}
 	stranger := enforcer("x", 1, time.Second)
 	stranger.Labels = map[string]string{"app": "cart"}
 	ahead := enforcer("a", 5, time.Second)
@@ -297,6 +299,14 @@ func TestStatus(t *testing.T) {
 			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "Enforced"}, {"StoreReady", "False", "Degraded"}, {"Ready", "False", "Degraded"}, {"Reconciling", "True", "Degraded"}},
 			enforcers: &v1alpha1.Enforcers{Expected: 1, Current: 1},
 			kstatus:   status.InProgressStatus,
+		},
+		"a flood of keys is told, and makes no policy look broken": {
+			notice:    notice{generation: 2, epoch: 1, published: publishedAt(good, 5)},
+			reports:   []usage.Observed{flooded, enforcer("b", 5, time.Second)},
+			want:      []said{{"Accepted", "True", "Accepted"}, {"Programmed", "True", "Programmed"}, {"Enforced", "True", "TooManyKeys"}, {"StoreReady", "True", "Reachable"}, {"Ready", "True", "TooManyKeys"}},
+			message:   `Generation 2 is enforced by 2 of 2 enforcers, but more keys have come lately than can have counters: the others share one under limit "all". Look at who sends them, or raise --max-keys-per-policy of the sidecar`,
+			enforcers: &v1alpha1.Enforcers{Expected: 2, Current: 2},
+			kstatus:   status.CurrentStatus,
 		},
 		"a bad edit keeps what was accepted": {
 			notice:    notice{generation: 2, epoch: 1, refusal: refusal, published: publishedAt(aPolicy(1, 10), 3)},

@@ -11,6 +11,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
+// mostKeys is the most that a sidecar takes for its flag.
+const mostKeys = 100_000_000
+
 // Settings are what the sidecars of an installation have in common. They are of whoever installs Weir: a pod has
 // no say in them.
 type Settings struct {
@@ -21,6 +24,8 @@ type Settings struct {
 	Redis string `json:"redis"`
 	// ConfigRedis is the URL of the config store. Empty is Redis.
 	ConfigRedis string `json:"configRedis,omitempty"`
+	// MaxKeysPerPolicy is how many keys of a policy have counters of their own in each sidecar. 0 is the sidecar's default.
+	MaxKeysPerPolicy int64 `json:"maxKeysPerPolicy,omitempty"`
 	// Resources of the sidecar in most pods.
 	Resources corev1.ResourceRequirements `json:"resources,omitempty"`
 	// GuaranteedResources are both its requests and its limits in a pod of the class Guaranteed.
@@ -55,6 +60,9 @@ func (s Settings) check() error {
 		if err != nil || u.User != nil || u.Query().Has("password") {
 			return fmt.Errorf("%s must be a URL without a user and password, which every pod would show: they belong into the Secret %s of each namespace", name, CredentialsSecret)
 		}
+	}
+	if s.MaxKeysPerPolicy < 0 || s.MaxKeysPerPolicy > mostKeys {
+		return fmt.Errorf("maxKeysPerPolicy must be from 1 to %d", mostKeys)
 	}
 	whole := corev1.ResourceRequirements{Limits: s.GuaranteedResources}
 	if !settled(&whole) {

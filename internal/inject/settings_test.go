@@ -3,6 +3,7 @@
 package inject_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,6 +33,7 @@ func TestSettingsThatCannotBeAreTold(t *testing.T) {
 			good + "configRedis: redis+sentinel://r?master_name=m&password=secret",
 			"configRedis must be a URL without a user and password, which every pod would show: they belong into the Secret weir-redis of each namespace",
 		},
+		"fewer keys than none":               {good + "maxKeysPerPolicy: -1", "maxKeysPerPolicy must be from 1 to 100000000"},
 		"a Guaranteed pod could not stay so": {strings.Replace(good, "cpu: 1, ", "", 1), "guaranteedResources must have cpu and memory"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -73,5 +75,23 @@ func TestServicesThatBypassTheSidecarAreTold(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("told (-want +got):\n%s", diff)
+	}
+}
+
+func TestTheCapOfKeysReachesTheSidecar(t *testing.T) {
+	capped := func(keys int64) bool {
+		s := settings(t)
+		s.MaxKeysPerPolicy = keys
+		pod, ns := parse(t, read(t, "testdata/everything-chosen.in.yaml"))
+		injected, skip := inject.Inject(pod, ns, s)
+		if skip != nil {
+			t.Fatal(skip)
+		}
+		return slices.ContainsFunc(injected.Spec.InitContainers, func(c corev1.Container) bool {
+			return c.Name == inject.Container && slices.Contains(c.Args, "--max-keys-per-policy=1000")
+		})
+	}
+	if !capped(1000) || capped(0) {
+		t.Errorf("the flag is there with a cap: %t, and without: %t", capped(1000), capped(0))
 	}
 }

@@ -72,6 +72,9 @@ func flags(namespace string, ports []port, s Settings) []string {
 	if s.ConfigRedis != "" {
 		f = append(f, "--config-redis="+s.ConfigRedis)
 	}
+	if s.MaxKeysPerPolicy > 0 {
+		f = append(f, fmt.Sprintf("--max-keys-per-policy=%d", s.MaxKeysPerPolicy))
+	}
 	f = append(f,
 		"--redis-credentials="+credentialsDir,
 		"--pod-labels-file="+podDir+"/labels",

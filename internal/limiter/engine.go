@@ -63,8 +63,10 @@ type Engine struct {
 	fallback *Engine
 	// standsIn says that this engine is the fallback of another.
 	standsIn bool
-	lines    lines
-	permits  permits
+	// roster is nil where all keys have counters of their own.
+	roster  Roster
+	lines   lines
+	permits permits
 }
 
 // NewEngine gives an engine that counts in store and tells recorder every outcome. Its [Engine.Run] has to run
@@ -83,6 +85,22 @@ func NewEngineWithFallback(store, own Store, recorder Recorder) *Engine {
 	return e
 }
 
+// Roster knows the keys that have counters of their own.
+type Roster interface {
+	// Enlist says whether the key of a hit is one of them, now that it is asked for. It is called on the way of every
+	// request: it has to be quick and safe for concurrent use.
+	Enlist(h *Hit) bool
+}
+
+// Bound has the keys that r doesn't enlist count on the counter that their limit has for such, all together. It has to
+// be called before the first decision; without it all keys have counters of their own.
+func (e *Engine) Bound(r Roster) {
+	e.roster = r
+	if e.fallback != nil {
+		e.fallback.roster = r // It renews permits too.
+	}
+}
+
 // Decide decides one request by its hits. No hits allow it.
 //
 // Where queues have slots for the request, Decide holds it until the last of them, and requests that wait for one
@@ -99,8 +117,29 @@ func (e *Engine) Decide(ctx context.Context, hits []Hit) Decision {
 			return Decision{By: &hits[i], RetryAfter: Never}
 		}
 	}
-	counted := e.countable(hits)
+	counted := e.seat(e.countable(hits))
 	return e.count(ctx, counted)
+}
+
+// seat gives the hits with the counters that they count on.
+func (e *Engine) seat(hits []Hit) []Hit {
+	if e.roster == nil {
+		return hits
+	}
+	var seated []Hit
+	for i := range hits {
+		if hits[i].Overflow == "" || e.roster.Enlist(&hits[i]) {
+			continue
+		}
+		if seated == nil {
+			seated = slices.Clone(hits) // The caller's stay as they are.
+		}
+		seated[i].Key = hits[i].Overflow
+	}
+	if seated == nil {
+		return hits
+	}
+	return seated
 }
 
 // count decides a request by counters alone.

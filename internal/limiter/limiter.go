@@ -67,6 +67,9 @@ type Hit struct {
 	// Key names the counter. Hits with different keys never share a count, and one request never hits
 	// the same key twice.
 	Key string
+	// Overflow names the counter of the keys that have none of their own: see [Engine.Bound]. It is the same for all keys
+	// of a limit and target, and empty where there are no others.
+	Overflow string
 	// Limit holds the parameters to evaluate the counter with.
 	Limit Limit
 	// Cost is what the request takes. 0 takes nothing and always fits: it peeks. Above the capacity it

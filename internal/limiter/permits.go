@@ -81,10 +81,20 @@ func (e *Engine) renew(ctx context.Context, now time.Time) {
 		for _, h := range batch {
 			charged = append(charged, h.charges...)
 		}
+		e.remember(charged)
 		err := e.store.Renew(ctx, charged)
 		e.permits.tried(batch, now, err == nil)
 	}
 	e.permits.plan()
+}
+
+// remember has the roster know the keys of permits for as long as these are renewed.
+func (e *Engine) remember(permits []Charge) {
+	for i := range permits {
+		if h := &permits[i].Hit; e.roster != nil && h.Overflow != "" && h.Overflow != h.Key {
+			e.roster.Enlist(h)
+		}
+	}
 }
 
 // permits are those that requests hold.

@@ -53,11 +53,18 @@ func (n *namer) counter(h limiter.Hit, t Target, keyed bool) (counter, bool) {
 		places:  n.seed(h.ID.Namespace, "partition"),
 		names:   names,
 	}
-	if !keyed {
-		m := append(make(message, seedSize), kindTarget)
-		c.only = c.key(appendString(m, t.ID))
+	if keyed {
+		c.overflow = c.key(about(kindOverflow, t))
+	} else {
+		c.only = c.key(about(kindTarget, t))
 	}
 	return c, true
+}
+
+// about is the message of a counter that is for a target as a whole. No tuple of a key gives it: those begin with
+// other kinds.
+func about(kind byte, t Target) message {
+	return appendString(append(make(message, seedSize), kind), t.ID)
 }
 
 // seed gives a seed for a purpose within a namespace.
@@ -76,9 +83,10 @@ type counter struct {
 	target string
 	// section is the name of the listener that counts, or the port behind it, or empty for all.
 	section string
-	// only is the key of the only counter of a limit without a key.
-	only   string
-	prefix string
+	// only is the key of the only counter of a limit without a key, and overflow that of the one that other limits have
+	// for keys without one.
+	only, overflow string
+	prefix         string
 	// places seeds the partitions, and names the hashes.
 	places, names [seedSize]byte
 }

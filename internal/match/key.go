@@ -21,6 +21,7 @@ const (
 	kindClientIP
 	kindMethod
 	kindHost
+	kindOverflow
 )
 
 // message is what names a counter: room for a seed, and then the tuple of the key. Every value in it

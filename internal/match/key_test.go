@@ -104,17 +104,17 @@ func TestMissing(t *testing.T) {
 		hits := matcher(checkout(Limit{Name: "a", Key: key, Limit: hundred})).Match(Request{})
 		for i := range hits {
 			if hits[i].Key != "" {
-				hits[i].Key = "a key"
+				hits[i].Key, hits[i].Overflow = "a key", "all keys"
 			}
 		}
 		return hits
 	}
 	shared := limiter.Hit{
-		Key: "a key", Limit: hundred, Cost: 1, Target: "Service/checkout",
+		Key: "a key", Overflow: "all keys", Limit: hundred, Cost: 1, Target: "Service/checkout",
 		ID: limiter.LimitID{Namespace: "shop", Policy: "checkout", Limit: "a"},
 	}
 	denied := shared
-	denied.Key, denied.Deny = "", true
+	denied.Key, denied.Overflow, denied.Deny = "", "", true
 
 	for name, tt := range map[string]struct {
 		how  []string
@@ -150,7 +150,7 @@ func TestAmbiguous(t *testing.T) {
 	})
 	t.Run("Deny refuses without a key", func(t *testing.T) {
 		denied := slices.Clone(shared)
-		denied[0].Key, denied[0].Deny = "", true
+		denied[0].Key, denied[0].Overflow, denied[0].Deny = "", "", true
 		if diff := cmp.Diff(denied, hits("Deny", two)); diff != "" {
 			t.Errorf("hits (-want +got):\n%s", diff)
 		}
@@ -254,6 +254,42 @@ func TestCounterIdentity(t *testing.T) {
 		p.Response.StatusCode = 503
 		if got := key(instance, p); got != same {
 			t.Errorf("got %s, want %s", got, same)
+		}
+	})
+}
+
+func TestOverflow(t *testing.T) {
+	overflow := func(p Policy, value string) string {
+		return matcher(p).Match(Request{Header: http.Header{"A": {value}}})[0].Overflow
+	}
+	limit := Limit{Name: "a", Key: []KeySource{{Header: "a"}}, Limit: hundred}
+	same := overflow(checkout(limit), "1")
+
+	t.Run("all keys of a limit and target share one counter", func(t *testing.T) {
+		for _, value := range []string{"2", "", "Service/checkout", same} {
+			if got := overflow(checkout(limit), value); got != same {
+				t.Errorf("with the value %q it is %s, not %s", value, got, same)
+			}
+		}
+	})
+	t.Run("no key has that counter", rapid.MakeCheck(func(t *rapid.T) {
+		r := Request{Header: http.Header{"A": {value.Draw(t, "value")}}}
+		if h := matcher(checkout(limit)).Match(r)[0]; h.Key == h.Overflow {
+			t.Errorf("both are %s", h.Key)
+		}
+	}))
+	t.Run("another limit or target has another", func(t *testing.T) {
+		other := limit
+		other.Name = "b"
+		elsewhere := checkout(limit)
+		elsewhere.Targets[0].ID = "Service/elsewhere"
+		if a, b := overflow(checkout(other), "1"), overflow(elsewhere, "1"); a == same || b == same || a == b {
+			t.Errorf("they are %s, %s and %s", same, a, b)
+		}
+	})
+	t.Run("a limit without a key has none", func(t *testing.T) {
+		if got := overflow(checkout(Limit{Name: "a", Limit: hundred}), "1"); got != "" {
+			t.Errorf("it is %s", got)
 		}
 	})
 }

@@ -188,7 +188,7 @@ func (r *rule) appendHits(hits []limiter.Hit, v *view) []limiter.Hit {
 		if onMissing == onMissingDeny {
 			h.Deny = true
 		} else {
-			h.Key = c.key(m)
+			h.Key, h.Overflow = c.key(m), c.overflow
 		}
 		hits = append(hits, h)
 	}

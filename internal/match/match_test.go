@@ -56,6 +56,7 @@ func TestMatch(t *testing.T) {
 		got := matcher(p).Match(Request{Header: http.Header{"X-Api-Key": {"alice"}}})
 		want := []limiter.Hit{{
 			Key:          "weir:test:{shop/128}:I8Sqvqh3ERDSL_BVEyAzrQ",
+			Overflow:     "weir:test:{shop/109}:_Ko7ZwE9XRtIPpRME-02bg",
 			Limit:        hundred,
 			Cost:         1,
 			Shadow:       true,

@@ -39,23 +39,29 @@ func degraded(o limiter.Outcome) bool {
 	}
 }
 
-// counters count the outcomes of one limit, since it is known.
-type counters [len(outcomes)]atomic.Int64
+// counters count what came of one limit, since it is known.
+type counters struct {
+	outcomes   [len(outcomes)]atomic.Int64
+	overflowed atomic.Int64
+	// keyed says that the limit has a key, and so can overflow.
+	keyed atomic.Bool
+}
 
 func (c *counters) counts() Counts {
 	return Counts{
-		Allowed:      c[0].Load(),
-		Denied:       c[1].Load(),
-		ShadowDenied: c[2].Load(),
-		FailedOpen:   c[3].Load(),
-		FailedClosed: c[4].Load(),
-		LocalAllowed: c[5].Load(),
-		LocalDenied:  c[6].Load(),
+		Allowed:      c.outcomes[0].Load(),
+		Denied:       c.outcomes[1].Load(),
+		ShadowDenied: c.outcomes[2].Load(),
+		FailedOpen:   c.outcomes[3].Load(),
+		FailedClosed: c.outcomes[4].Load(),
+		LocalAllowed: c.outcomes[5].Load(),
+		LocalDenied:  c.outcomes[6].Load(),
+		Overflowed:   c.overflowed.Load(),
 	}
 }
 
 // Recorder is a [limiter.Recorder]: it counts outcomes, for reports and for metrics. As a
-// [prometheus.Collector] it gives weir_decisions_total, of all time.
+// [prometheus.Collector] it gives weir_decisions_total and weir_overflow_decisions_total, of all time.
 type Recorder struct {
 	// limits is replaced, never changed, so that Record needs no lock.
 	limits atomic.Pointer[map[limiter.LimitID]*counters]
@@ -85,13 +91,21 @@ func (r *Recorder) Record(id limiter.LimitID, outcome limiter.Outcome) {
 	if degraded(outcome) {
 		r.failed.Store(time.Now().UnixNano())
 	}
-	c, known := (*r.limits.Load())[id]
-	if !known {
-		c = r.add(id)
-	}
 	if i := slices.Index(outcomes[:], outcome); i >= 0 {
-		c[i].Add(1)
+		r.of(id).outcomes[i].Add(1)
 	}
+}
+
+// Overflow counts a hit on the counter that a limit has for the keys without one of their own. The hit has an outcome
+// as well.
+func (r *Recorder) Overflow(id limiter.LimitID) { r.of(id).overflowed.Add(1) }
+
+// of gives the counters of a limit.
+func (r *Recorder) of(id limiter.LimitID) *counters {
+	if c, known := (*r.limits.Load())[id]; known {
+		return c
+	}
+	return r.add(id)
 }
 
 // add makes the recorder know a limit.
@@ -122,6 +136,7 @@ func (r *Recorder) Keep(policies []match.Policy) {
 			if limits[id] == nil {
 				limits[id] = new(counters)
 			}
+			limits[id].keyed.Store(len(l.Key) > 0)
 		}
 	}
 	r.limits.Store(&limits)
@@ -203,23 +218,36 @@ func (c Counts) scaled(part float64) Counts {
 		FailedClosed: scale(c.FailedClosed),
 		LocalAllowed: scale(c.LocalAllowed),
 		LocalDenied:  scale(c.LocalDenied),
+		Overflowed:   scale(c.Overflowed),
 	}
 }
 
-var decisions = prometheus.NewDesc("weir_decisions_total",
-	"Requests that a limit decided, by what became of them.",
-	[]string{"namespace", "policy", "limit", "outcome"}, nil)
+var (
+	decisions = prometheus.NewDesc("weir_decisions_total",
+		"Requests that a limit decided, by what became of them.",
+		[]string{"namespace", "policy", "limit", "outcome"}, nil)
+	overflows = prometheus.NewDesc("weir_overflow_decisions_total",
+		"Requests that a limit decided by the counter that keys share which have none of their own, because too many keys came.",
+		[]string{"namespace", "policy", "limit"}, nil)
+)
 
 // Describe implements [prometheus.Collector].
-func (r *Recorder) Describe(descs chan<- *prometheus.Desc) { descs <- decisions }
+func (r *Recorder) Describe(descs chan<- *prometheus.Desc) {
+	descs <- decisions
+	descs <- overflows
+}
 
 // Collect implements [prometheus.Collector]. A limit has all its outcomes from the start, so that an
 // alert sees the first failure too.
 func (r *Recorder) Collect(metrics chan<- prometheus.Metric) {
 	for id, c := range *r.limits.Load() {
 		for i, outcome := range outcomes {
-			n := float64(c[i].Load())
+			n := float64(c.outcomes[i].Load())
 			metrics <- prometheus.MustNewConstMetric(decisions, prometheus.CounterValue, n, id.Namespace, id.Policy, id.Limit, string(outcome))
+		}
+		if c.keyed.Load() {
+			n := float64(c.overflowed.Load())
+			metrics <- prometheus.MustNewConstMetric(overflows, prometheus.CounterValue, n, id.Namespace, id.Policy, id.Limit)
 		}
 	}
 }

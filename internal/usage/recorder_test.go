@@ -120,6 +120,15 @@ func TestRecent(t *testing.T) {
 		wantRecent(t, r, usage.Window+30*time.Second, allowed("a", 2))
 	})
 
+	t.Run("what overflowed is counted beside its outcome", func(t *testing.T) {
+		r := usage.NewRecorder()
+		r.Keep(policies(a))
+		record(r, a, limiter.Denied, 3)
+		r.Overflow(a)
+		r.Overflow(a)
+		wantRecent(t, r, 0, usage.Limit{Namespace: "shop", Policy: "p", Limit: "a", Counts: usage.Counts{Denied: 3, Overflowed: 2}})
+	})
+
 	t.Run("no request is lost, whoever else is at work", func(t *testing.T) {
 		r := usage.NewRecorder()
 		r.Keep(policies(a))
@@ -195,6 +204,20 @@ func TestCollect(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, gather(t, r)); diff != "" {
 			t.Errorf("metrics (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("a limit with a key tells of overflows from the start", func(t *testing.T) {
+		r := usage.NewRecorder()
+		keyed := policies(a)
+		keyed[0].Limits[0].Key = []match.KeySource{{Host: true}}
+		r.Keep(keyed)
+		const series = "weir_overflow_decisions_total limit=a namespace=shop policy=p"
+		if got, ok := gather(t, r)[series]; !ok || got != 0 {
+			t.Errorf("it is %v at first, and there: %t", got, ok)
+		}
+		r.Overflow(a)
+		if got := gather(t, r)[series]; got != 1 {
+			t.Errorf("it is %v after an overflow", got)
 		}
 	})
 }

@@ -71,6 +71,8 @@ type Counts struct {
 	FailedClosed int64 `json:"failedClosed,omitempty"`
 	LocalAllowed int64 `json:"localAllowed,omitempty"`
 	LocalDenied  int64 `json:"localDenied,omitempty"`
+	// Overflowed are those of the others that counted together, because too many keys came for each to have a counter.
+	Overflowed int64 `json:"overflowed,omitempty"`
 }
 
 // plus gives c with n times o added.
@@ -83,6 +85,7 @@ func (c Counts) plus(n int64, o Counts) Counts {
 		FailedClosed: c.FailedClosed + n*o.FailedClosed,
 		LocalAllowed: c.LocalAllowed + n*o.LocalAllowed,
 		LocalDenied:  c.LocalDenied + n*o.LocalDenied,
+		Overflowed:   c.Overflowed + n*o.Overflowed,
 	}
 }
 
@@ -108,6 +111,7 @@ func (c Counts) Rounded() Counts {
 		FailedClosed: round(c.FailedClosed),
 		LocalAllowed: round(c.LocalAllowed),
 		LocalDenied:  round(c.LocalDenied),
+		Overflowed:   round(c.Overflowed),
 	}
 }
 

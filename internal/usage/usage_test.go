@@ -41,7 +41,7 @@ func report(pod string) usage.Report {
 		Degraded: true,
 		Reason:   "oom",
 		Limits: []usage.Limit{
-			{Namespace: "shop", Policy: "p", Limit: "a", Counts: usage.Counts{Allowed: 1, Denied: 2, ShadowDenied: 3, FailedOpen: 4, FailedClosed: 5, LocalAllowed: 6, LocalDenied: 7}},
+			{Namespace: "shop", Policy: "p", Limit: "a", Counts: usage.Counts{Allowed: 1, Denied: 2, ShadowDenied: 3, FailedOpen: 4, FailedClosed: 5, LocalAllowed: 6, LocalDenied: 7, Overflowed: 8}},
 			{Namespace: "shop", Policy: "p", Limit: "b", Counts: usage.Counts{Denied: 1}},
 		},
 	}
@@ -246,7 +246,7 @@ func TestTotals(t *testing.T) {
 	t.Run("all reports of one limit are added up", func(t *testing.T) {
 		reports := []usage.Observed{{Report: report("one")}, {Report: report("two")}, {}}
 		id := limiter.LimitID{Namespace: "shop", Policy: "p", Limit: "a"}
-		want := usage.Counts{Allowed: 2, Denied: 4, ShadowDenied: 6, FailedOpen: 8, FailedClosed: 10, LocalAllowed: 12, LocalDenied: 14}
+		want := usage.Counts{Allowed: 2, Denied: 4, ShadowDenied: 6, FailedOpen: 8, FailedClosed: 10, LocalAllowed: 12, LocalDenied: 14, Overflowed: 16}
 		if diff := cmp.Diff(want, usage.Totals(reports)[id]); diff != "" {
 			t.Errorf("total (-want +got):\n%s", diff)
 		}

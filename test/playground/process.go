@@ -82,6 +82,9 @@ func (p *Process) Pause() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
 // Resume ends a [Process.Pause].
 func (p *Process) Resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
 
+// PID is the process's number. It must have been started.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Ended is closed when it has ended, by itself or not. It must have been started.
 func (p *Process) Ended() <-chan struct{} { return p.done }
 

@@ -13,6 +13,7 @@ redis: {{ $redis }}
 {{- with .Values.sidecar.redis.configURL }}
 configRedis: {{ . }}
 {{- end }}
+maxKeysPerPolicy: {{ int64 .Values.sidecar.maxKeysPerPolicy }}
 resources:
   {{- toYaml .Values.sidecar.resources | nindent 2 }}
 guaranteedResources:

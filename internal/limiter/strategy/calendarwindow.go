@@ -29,6 +29,7 @@ var calendarWindow = Strategy{
 		return tellWindow(loadCalendarWindow(said, now, l), now, l, p)
 	},
 	Amend: amendWindow,
+	lives: func(l *limiter.Limit) time.Duration { return longestUnit[l.Calendar.Unit] },
 	params: func(p *[maxParams]float64, now int64, l *limiter.Limit) {
 		p[0] = float64(l.Requests)
 		for i, start := range startsAround(l.Calendar, now) {
@@ -56,6 +57,16 @@ if finish - now > GRACE then latest = finish end
 
 // shortestDay is no longer than any window.
 const shortestDay = 22 * time.Hour
+
+// longestUnit has what no window of a unit is longer than: clocks are set back in some, by two hours at most.
+var longestUnit = map[limiter.Unit]time.Duration{
+	limiter.Day:   day + 2*time.Hour,
+	limiter.Week:  7*day + 2*time.Hour,
+	limiter.Month: 31*day + 2*time.Hour,
+	limiter.Year:  366*day + 2*time.Hour,
+}
+
+const day = 24 * time.Hour
 
 func loadCalendarWindow(state []byte, now int64, l *limiter.Limit) window {
 	s := startsAround(l.Calendar, now)
@@ -136,7 +147,6 @@ func date(u limiter.Unit, t time.Time, n int) time.Time {
 // firstShown gives the first moment at which clocks in a zone show midnight of a date, or later. No clock is a day
 // off UTC, and none is changed twice in two days.
 func firstShown(midnight time.Time, zone *time.Location) time.Time {
-	const day = 24 * time.Hour
 	before, after := offset(midnight.Add(-day), zone), offset(midnight.Add(day), zone)
 	unchanged, changed := midnight.Add(-before), midnight.Add(-after)
 	switch {

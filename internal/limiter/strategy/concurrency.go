@@ -31,6 +31,7 @@ var concurrency = Strategy{
 	Take:     takeConcurrency,
 	Tell:     tellConcurrency,
 	Amend:    amendConcurrency,
+	lives:    func(l *limiter.Limit) time.Duration { return l.Window + l.Window/ticks + time.Microsecond },
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

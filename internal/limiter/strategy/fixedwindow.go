@@ -22,6 +22,7 @@ var fixedWindow = Strategy{
 		return tellWindow(loadFixedWindow(said, now, l), now, l, p)
 	},
 	Amend: amendWindow,
+	lives: livesWindow,
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

@@ -23,6 +23,7 @@ var leakyBucketMeter = Strategy{
 	Amend: func(t *Taking, state []byte, now int64, l *limiter.Limit, c Charge) {
 		amendBucket(t, state, now, l, 1, c)
 	},
+	lives: livesWindow,
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1], p[2], p[3] = float64(l.Requests), float64(l.Window.Microseconds()), 1, float64(l.Requests)
 	},

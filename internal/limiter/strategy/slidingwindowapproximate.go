@@ -22,6 +22,7 @@ var slidingWindowApproximate = Strategy{
 	Take:     takeSlidingWindowApproximate,
 	Tell:     tellSlidingWindowApproximate,
 	Amend:    amendSlidingWindowApproximate,
+	lives:    func(l *limiter.Limit) time.Duration { return 2 * l.Window },
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

@@ -35,6 +35,7 @@ var slidingWindowLog = Strategy{
 	Take:     takeSlidingWindowLog,
 	Tell:     tellSlidingWindowLog,
 	Amend:    amendSlidingWindowLog,
+	lives:    livesWindow,
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

@@ -25,6 +25,9 @@ var slidingWindowRing = Strategy{
 	Take:     takeSlidingWindowRing,
 	Tell:     tellSlidingWindowRing,
 	Amend:    amendSlidingWindowRing,
+	lives: func(l *limiter.Limit) time.Duration {
+		return l.Window + l.Window/time.Duration(slotsOf(l.Window.Microseconds()).number) + time.Microsecond
+	},
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

@@ -54,6 +54,9 @@ type Strategy struct {
 	// difference.
 	ends func(l *limiter.Limit, receipt int64) int64
 
+	// lives gives for how long a charge counts, at most.
+	lives func(l *limiter.Limit) time.Duration
+
 	// code stands for the strategy on the wire, and layout before its states in Redis, so that no strategy
 	// reads a state that it doesn't understand: it takes it for an empty one. A new layout takes a new number,
 	// and an old one is never used again.

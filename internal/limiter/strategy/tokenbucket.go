@@ -24,6 +24,7 @@ var tokenBucket = Strategy{
 	Amend: func(t *Taking, state []byte, now int64, l *limiter.Limit, c Charge) {
 		amendBucket(t, state, now, l, l.Burst, c)
 	},
+	lives: func(l *limiter.Limit) time.Duration { return gained(l, l.Burst) },
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1], p[2], p[3] = float64(l.Requests), float64(l.Window.Microseconds()), float64(l.Burst), float64(l.Burst)
 	},
