@@ -3,12 +3,17 @@
 package faults
 
 import (
+	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-dev/weir/internal/redistest"
 	"github.com/weir-dev/weir/test/playground"
@@ -297,4 +302,187 @@ func askAs(t *testing.T, s *playground.Sidecar, path, client string) playground.
 		t.Fatal(err)
 	}
 	return r
+}
+
+// gate is an address that leads to one server and then to another, as that of a Service or a proxy does which follows
+// the primary.
+type gate struct {
+	addr string
+
+	mu     sync.Mutex
+	target string
+	closed bool
+	open   map[net.Conn]bool
+}
+
+func startGate(t *testing.T, target string) *gate {
+	t.Helper()
+	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gate{addr: ln.Addr().String(), target: target, open: map[net.Conn]bool{}}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() { g.serve(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = ln.Close()
+		g.hangUp(func() { g.closed = true })
+		serving.Wait()
+	})
+	return g
+}
+
+// lead has the gate lead elsewhere. Connections through it end.
+func (g *gate) lead(target string) { g.hangUp(func() { g.target = target }) }
+
+// hangUp changes the gate and ends all connections through it.
+func (g *gate) hangUp(change func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	change()
+	for conn := range g.open {
+		_ = conn.Close()
+	}
+	clear(g.open)
+}
+
+// serve passes on what comes from both sides until either side ends.
+func (g *gate) serve(conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	server, ok := g.dial(conn)
+	if !ok {
+		return
+	}
+	defer func() { _ = server.Close() }()
+	var back sync.WaitGroup
+	back.Go(func() {
+		_, _ = io.Copy(conn, server)
+		_ = conn.Close()
+	})
+	_, _ = io.Copy(server, conn)
+	_ = server.Close()
+	back.Wait()
+}
+
+// dial gives a connection to where the gate leads, which ends when that changes.
+func (g *gate) dial(conn net.Conn) (net.Conn, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, false
+	}
+	server, err := net.Dial("tcp", g.target)
+	if err != nil {
+		return nil, false
+	}
+	g.open[conn], g.open[server] = true, true
+	return server, true
+}
+
+// TestR18TwoPrimaries is R18: a partition as the clients see it. Each of two replicas of the application reaches Redis
+// through a gate of its own, and after the split these lead to two primaries that hear nothing of each other. That takes
+// no network: what makes the difference is which primary a client talks to, and that what one counts the other
+// doesn't.
+func TestR18TwoPrimaries(t *testing.T) {
+	t.Run("two primaries admit no more than twice the limit, less what was counted before", func(t *testing.T) {
+		p := startPartition(t)
+		before := p.fleet.statuses(t, "/closed", limit/2)
+		p.split(t)
+		during := p.fleet.statuses(t, "/closed", 3*limit)
+		p.heal(t)
+		after := p.fleet.statuses(t, "/closed", limit)
+		const most = 2*limit - limit/2
+		admitted := before[http.StatusOK] + during[http.StatusOK] + after[http.StatusOK]
+		t.Logf("R18: expected: admitted at most 2 L - n0 = %d, after the heal 0; measured: %d, %d", most, admitted, after[http.StatusOK])
+		if admitted > most || during[http.StatusOK] <= limit/2 {
+			t.Errorf("answers before, during and after: %v, %v, %v", before, during, after)
+		}
+		if diff := cmp.Diff(map[int]int{http.StatusTooManyRequests: limit}, after); diff != "" {
+			t.Errorf("answers after the heal (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("a primary that is to have a replica counts nothing twice", func(t *testing.T) {
+		p := startPartition(t)
+		if err := p.old.Client(t).ConfigSet(t.Context(), "min-replicas-to-write", "1").Err(); err != nil {
+			t.Fatal(err)
+		}
+		before := p.fleet.statuses(t, "/closed", limit/2)
+		p.split(t)
+		during := p.fleet.statuses(t, "/closed", 3*limit)
+		p.heal(t)
+		after := p.fleet.statuses(t, "/closed", limit)
+		admitted := before[http.StatusOK] + during[http.StatusOK] + after[http.StatusOK]
+		t.Logf("R18 with min-replicas-to-write: expected: admitted at most L = %d, the old primary's side refuses; measured: %d, %v", limit, admitted, during)
+		if admitted > limit || during[http.StatusServiceUnavailable] < limit {
+			t.Errorf("answers before, during and after: %v, %v, %v", before, during, after)
+		}
+	})
+}
+
+// partition is a primary and its replica, and two replicas of the application that reach the primary, each through a
+// gate.
+type partition struct {
+	old, other *redistest.Server
+	gates      []*gate
+	fleet      *fleet
+}
+
+func startPartition(t *testing.T) *partition {
+	t.Helper()
+	p := &partition{old: redistest.Start(t)}
+	host, port, err := net.SplitHostPort(p.old.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.other = redistest.StartWith(t, "--replicaof", host+" "+port, "--repl-diskless-sync-delay", "0")
+	awaitReplication(t, p.old)
+	p.fleet = &fleet{}
+	for range replicas {
+		g := startGate(t, p.old.Addr)
+		one, _ := launch(t, 1, "redis://"+g.addr)
+		p.gates, p.fleet.sidecars = append(p.gates, g), append(p.fleet.sidecars, one.sidecars...)
+	}
+	p.fleet.enforcing(t)
+	return p
+}
+
+// split makes the replica a second primary, with all that was counted before, and has one gate lead to it.
+func (p *partition) split(t *testing.T) {
+	t.Helper()
+	awaitReplication(t, p.old)
+	if err := p.other.Client(t).SlaveOf(t.Context(), "no", "one").Err(); err != nil {
+		t.Fatal(err)
+	}
+	awaitRole(t, p.other, "master")
+	client := p.old.Client(t)
+	eventually(t, "the old primary has noticed", func() bool {
+		info, err := client.Info(t.Context(), "replication").Result()
+		return err == nil && strings.Contains(info, "connected_slaves:0")
+	})
+	p.gates[1].lead(p.other.Addr)
+	s := p.fleet.sidecars[1]
+	eventually(t, "the other primary decides", func() bool { return ask(t, s, "/many/closed").Status == http.StatusOK })
+}
+
+// heal makes the old primary a replica of the other, as Sentinel does when it is back, and has both gates lead there.
+func (p *partition) heal(t *testing.T) {
+	t.Helper()
+	host, port, err := net.SplitHostPort(p.other.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.old.Client(t).SlaveOf(t.Context(), host, port).Err(); err != nil {
+		t.Fatal(err)
+	}
+	awaitRole(t, p.old, "slave")
+	p.gates[0].lead(p.other.Addr)
+	p.fleet.enforcing(t)
 }
