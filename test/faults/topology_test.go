@@ -458,7 +458,7 @@ func startPartition(t *testing.T) *partition {
 func (p *partition) split(t *testing.T) {
 	t.Helper()
 	awaitReplication(t, p.old)
-	if err := p.other.Client(t).SlaveOf(t.Context(), "no", "one").Err(); err != nil {
+	if err := p.other.Client(t).ReplicaOf(t.Context(), "no", "one").Err(); err != nil {
 		t.Fatal(err)
 	}
 	awaitRole(t, p.other, "master")
@@ -479,7 +479,7 @@ func (p *partition) heal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.old.Client(t).SlaveOf(t.Context(), host, port).Err(); err != nil {
+	if err := p.old.Client(t).ReplicaOf(t.Context(), host, port).Err(); err != nil {
 		t.Fatal(err)
 	}
 	awaitRole(t, p.old, "slave")
