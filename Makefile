@@ -108,7 +108,7 @@ define TEST
 endef
 
 .PHONY: test-long
-test-long: ## Run for longer what is random, and plant faults: takes about half an hour
+test-long: ## Run for longer what is random, and plant faults: takes about an hour
 	@hack/test-long.sh
 
 .PHONY: mutation
