@@ -12,5 +12,7 @@ set -x
 CGO_ENABLED=1 go test -race -count=1 -timeout 30m -run 'TestRedisAndGoAgree|TestLinearizable|TestExactAcrossProcesses' -v ./internal/limiter/redisstore |
   grep -v '^=== RUN'
 CGO_ENABLED=1 go test -race -count=1 -timeout 30m -run 'TestOutages|TestEveryPathOfTheLadder' -v ./internal/limiter/guard | grep -v '^=== RUN'
+go test -count=1 -timeout 60m -run TestC14 -v ./internal/limiter/guard | grep -v '^=== '
+go test -count=1 -timeout 30m -v ./test/faults | grep -v '^=== '
 go -C hack/bench test -count=1 ./...
 make mutation

@@ -69,6 +69,9 @@ const (
 
 	// ReasonReachable goes with StoreReady=True.
 	ReasonReachable = "Reachable"
+	// ReasonEvicts goes with StoreReady=True: the store can be reached, but throws away counters or snapshots when it
+	// has no memory left. Its maxmemory-policy is to be noeviction.
+	ReasonEvicts = "Evicts"
 	// ReasonUnreachable goes with StoreReady=False, and with Enforced=Unknown while the manager can't
 	// read which enforcers there are, or what they report.
 	ReasonUnreachable = "Unreachable"

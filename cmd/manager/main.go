@@ -196,6 +196,13 @@ func addControllers(mgr ctrl.Manager, redis stores, instance string, admission *
 			return fmt.Errorf("adding the detector of pods without a sidecar: %w", err)
 		}
 	}
+	evictions := controller.NewEvictions(board, map[string]func(context.Context) (string, error){
+		"counters":  func(ctx context.Context) (string, error) { return redisclient.EvictionPolicy(ctx, redis.counters) },
+		"snapshots": func(ctx context.Context) (string, error) { return redisclient.EvictionPolicy(ctx, redis.configs) },
+	})
+	if err := errors.Join(mgr.Add(evictions), metrics.Registry.Register(evictions.Metrics())); err != nil {
+		return fmt.Errorf("adding the watch on what stores evict: %w", err)
+	}
 	status := controller.NewRateLimitPolicyReconciler(mgr.GetClient(), board, recorder)
 	if err := status.SetupWithManager(mgr); err != nil {
 		return err

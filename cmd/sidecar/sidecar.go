@@ -258,6 +258,9 @@ func (s *sidecar) run(ctx context.Context) error {
 		helpers.Go(func() error { s.store.greet(lasting, s.counters); return nil })
 		helpers.Go(func() error { return s.fleet.Run(lasting) })
 	}
+	if s.counters != nil && s.options.namespace == "" { // Else the manager looks, and tells it on the objects.
+		helpers.Go(func() error { s.store.warnOfEviction(lasting, s.counters); return nil })
+	}
 	if s.reporter != nil {
 		helpers.Go(func() error { return s.reporter.Run(lasting) })
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weir-dev/weir/internal/limiter"
 	"github.com/weir-dev/weir/internal/limiter/redisstore"
+	"github.com/weir-dev/weir/internal/redisclient"
 )
 
 // watched is a store whose failures are counted and logged, and the end of them too.
@@ -84,6 +85,29 @@ func (w *watched) greet(ctx context.Context, client goredis.UniversalClient) {
 	// A user without the right to ping has had an answer all the same.
 	if err != nil && ctx.Err() == nil && !goredis.HasErrorPrefix(err, "NOPERM") {
 		w.failed(err)
+	}
+}
+
+// evictionRetry is how often a Redis that doesn't answer is asked what it evicts.
+const evictionRetry = 5 * time.Second
+
+// warnOfEviction says in the log if the store's Redis throws away counters when it has no memory left. It asks until
+// there is an answer, or ctx is done.
+func (w *watched) warnOfEviction(ctx context.Context, client goredis.UniversalClient) {
+	for {
+		policy, err := redisclient.EvictionPolicy(ctx, client)
+		switch {
+		case err == nil && policy != redisclient.NoEviction:
+			w.log.Info("the store evicts counters when it is full: set its maxmemory-policy to noeviction", "policy", policy)
+			return
+		case err == nil || goredis.HasErrorPrefix(err, "NOPERM"):
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(evictionRetry):
+		}
 	}
 }
 

@@ -123,6 +123,10 @@ var faults = []fault{
 		{fixedWindow, "count = taken\n      -- A clock", "count = stored == finish and taken or 0\n      -- A clock"},
 		{fixedWindow, "if stored > finish && stored", "if stored != finish {\n\t\t\tw.count = 0\n\t\t}\n\t\tif stored > finish && stored"},
 	}, rules},
+	{"an approximate window that counts too much when the clock is set back far", []edit{
+		{approximate, "count = min(count, requests) end", "count = count end"},
+		{approximate, "min(empty.current, float64(l.Requests))", "max(empty.current, 0)"},
+	}, []string{rules[0], rules[2]}},
 	{"a ring that starts anew when it is edited", []edit{
 		{ring, "return current, total, write('<I4', total), true", "return current, 0, '', false"},
 		{ring, "empty.total, empty.counts, empty.moved = r.total, binary.LittleEndian.AppendUint32(nil, uint32(r.total)), true\n", ""},

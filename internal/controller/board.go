@@ -38,6 +38,8 @@ type view struct {
 	storeErr error
 	// reportsErr is why the manager can't read what enforcers report. What was observed is old then.
 	reportsErr error
+	// evicting are the stores that throw away what they hold when they are full. Empty is none.
+	evicting string
 }
 
 // Board is where the parts of this package leave notes for the one that writes status, which it wakes. It
@@ -53,6 +55,7 @@ type Board struct {
 	bare       map[string][]bare            // by namespace
 	storeErr   error
 	reportsErr error
+	evicting   string
 }
 
 // NewBoard gives an empty board.
@@ -67,7 +70,7 @@ func (b *Board) view(p *v1alpha1.RateLimitPolicy) (view, bool) {
 	defer b.mu.Unlock()
 	n, judged := b.notices[p.Namespace][p.Name]
 	seen, read := b.seen[p.Namespace]
-	v := view{notice: n, observed: seen, bare: b.bare[p.Namespace], storeErr: b.storeErr, reportsErr: b.reportsErr}
+	v := view{notice: n, observed: seen, bare: b.bare[p.Namespace], storeErr: b.storeErr, reportsErr: b.reportsErr, evicting: b.evicting}
 	return v, judged && n.uid == p.UID && n.generation == p.Generation && (read || b.reportsErr != nil)
 }
 
@@ -123,6 +126,17 @@ func (b *Board) reportsAway(err error) {
 	b.reportsErr = err
 	b.mu.Unlock()
 	b.wake(everywhere)
+}
+
+// storeEvicts names the stores that throw away what they hold when they are full, and nothing when none does.
+func (b *Board) storeEvicts(evicting string) {
+	b.mu.Lock()
+	same := b.evicting == evicting
+	b.evicting = evicting
+	b.mu.Unlock()
+	if !same {
+		b.wake(everywhere)
+	}
 }
 
 func everywhere(string) bool { return true }

@@ -125,6 +125,7 @@ var news = map[[2]string]struct{ eventType, action string }{
 	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonStoreFull}:        {corev1.EventTypeWarning, "Count"},
 	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonDegraded}:         {corev1.EventTypeWarning, "Count"},
 	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonReachable}:        {corev1.EventTypeNormal, "Count"},
+	{v1alpha1.ConditionStoreReady, v1alpha1.ReasonEvicts}:           {corev1.EventTypeWarning, "Count"},
 }
 
 // tell emits an event for each condition that has turned since before.

@@ -36,7 +36,8 @@ var faults = []struct {
 	},
 }
 
-// storeReady says whether we reach the config store, and the enforcers their counters.
+// storeReady says whether we reach the config store, and the enforcers their counters, and warns of what may become of
+// them there.
 func storeReady(v view, t tally) metav1.Condition {
 	no := func(reason, format string, args ...any) metav1.Condition {
 		message := fmt.Sprintf(format, args...) + ". Enforcers keep the limits that they have, and onStoreFailure decides wherever they can't count"
@@ -57,6 +58,9 @@ func storeReady(v view, t tally) metav1.Condition {
 			}
 		}
 		return no(v1alpha1.ReasonDegraded, "%s not reached the counters lately", have(t.degraded, "enforcer"))
+	case v.evicting != "":
+		return condition(v1alpha1.ConditionStoreReady, metav1.ConditionTrue, v1alpha1.ReasonEvicts,
+			fmt.Sprintf("The store can be reached, but evicts what it holds when it is full (%s): set its maxmemory-policy to noeviction", v.evicting))
 	}
 	return condition(v1alpha1.ConditionStoreReady, metav1.ConditionTrue, v1alpha1.ReasonReachable, "The store can be reached")
 }

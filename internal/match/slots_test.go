@@ -23,8 +23,8 @@ import (
 	"github.com/weir-dev/weir/internal/redistest"
 )
 
-// TestSlots is R17 of the catalog of faults: a cluster refuses a script whose keys are in more than one slot.
-func TestSlots(t *testing.T) {
+// TestR17Slots is R17 of the catalog of faults: a cluster refuses a script whose keys are in more than one slot.
+func TestR17Slots(t *testing.T) {
 	client, err := redisclient.OpenCounting(redistest.StartCluster(t).URL() + "?dial_timeout=30s&read_timeout=30s&write_timeout=30s")
 	if err != nil {
 		t.Fatal(err)

@@ -24,6 +24,8 @@ type Server struct {
 	dir  string
 	// flags are those beyond what every server has.
 	flags []string
+	// env is what its environment has beyond the test's.
+	env []string
 	// bus is the port on which a node of a cluster talks to the others.
 	bus string
 	cmd *exec.Cmd
@@ -52,12 +54,20 @@ func StartWith(tb testing.TB, flags ...string) *Server {
 }
 
 func launch(dir string, flags ...string) (*Server, error) {
+	s, err := newServer(dir, flags...)
+	if err != nil {
+		return nil, err
+	}
+	return s, s.Restart()
+}
+
+// newServer gives a server that has not started yet.
+func newServer(dir string, flags ...string) (*Server, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, fmt.Errorf("finding a port for redis-server: %w", err)
 	}
-	s := &Server{Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), dir: dir, flags: flags}
-	return s, s.Restart()
+	return &Server{Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), dir: dir, flags: flags}, nil
 }
 
 // URL is the server as a redis:// URL.
@@ -102,6 +112,7 @@ func (s *Server) start(args ...string) error {
 	s.cmd = exec.Command(binary(), args...) //nolint:gosec,noctx // The caller's choice of server, which lives until it is killed.
 	// A test that is killed takes its server with it.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	s.cmd.Env = append(os.Environ(), s.env...)
 	if err := s.cmd.Start(); err != nil {
 		s.cmd = nil
 		return fmt.Errorf("starting redis-server (hack/redis.sh installs it): %w", err)

@@ -24,7 +24,7 @@ const (
 // in scripts only are among them. They name no installation: a Redis is to be one's own.
 var rights = map[string]string{
 	Manager: "~weir:*:{config}* ~weir:*:{report/*} &weir:*:{config}:* " +
-		"+ping +cluster|slots +eval +evalsha +time +type +get +set +del +hmget +hset +hgetall +hdel +persist +pexpire +publish",
+		"+ping +info|memory +cluster|slots +eval +evalsha +time +type +get +set +del +hmget +hset +hgetall +hdel +persist +pexpire +publish",
 	Sidecar: "~weir:*:{*/*}:* ~weir:*:{report/*} %R~weir:*:{config}:* &weir:*:{config}:* " +
 		"+ping +cluster|slots +eval +evalsha +time +mget +set +setex +setrange +del +expire +pexpire +llen +lindex +lset +ltrim +rpush " +
 		"+hget +hgetall +hset +hdel +hmget +hstrlen +exists +zadd +zcard +zrangebyscore +zrem +subscribe",

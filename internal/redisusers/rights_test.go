@@ -55,6 +55,7 @@ func TestTheRightsAreEnoughForAll(t *testing.T) {
 	})
 	t.Run("the sidecar reports, and the manager reads it", func(t *testing.T) { report(t, manager, sidecar) })
 	t.Run("the sidecar shares limits with others", func(t *testing.T) { share(t, sidecar) })
+	t.Run("the manager learns what is evicted", func(t *testing.T) { learn(t, manager) })
 	t.Run("nothing was refused", func(t *testing.T) { wantNothingRefused(t, admin) })
 }
 
@@ -80,6 +81,7 @@ func TestTheRightsAreEnoughOnACluster(t *testing.T) {
 	watch(t, manager, sidecar)
 	report(t, manager, sidecar)
 	share(t, sidecar)
+	learn(t, manager)
 	each(func(_ context.Context, node *goredis.Client) error {
 		wantNothingRefused(t, node)
 		return nil
@@ -237,6 +239,14 @@ func count(t *testing.T, store limiter.Store) {
 				t.Fatalf("%s: renewing: %v", a, err)
 			}
 		}
+	}
+}
+
+// learn demands that the manager learns what Redis throws away.
+func learn(t *testing.T, manager goredis.UniversalClient) {
+	t.Helper()
+	if policy, err := redisclient.EvictionPolicy(t.Context(), manager); err != nil || policy != redisclient.NoEviction {
+		t.Errorf("the policy is %q, %v", policy, err)
 	}
 }
 

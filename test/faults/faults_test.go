@@ -63,7 +63,23 @@ const limit = 200
 var policies = policyOf("open", "onStoreFailure: {mode: Open}") +
 	policyOf("closed", "onStoreFailure: {mode: Closed}") +
 	policyOf("local", "onStoreFailure: {mode: Local}") +
-	policyOf("alone", "distribution: {mode: PerReplica}")
+	policyOf("alone", "distribution: {mode: PerReplica}") +
+	keyed
+
+// keyed is a policy of a limit with a counter for each client, so that its counters are in many slots.
+const keyed = `---
+apiVersion: ratelimit.weir.dev/v1alpha1
+kind: RateLimitPolicy
+metadata: {name: keyed}
+spec:
+  selector: {}
+  onStoreFailure: {mode: Closed}
+  limits:
+  - name: each
+    when: [{paths: [{type: Prefix, value: /keyed}]}]
+    key: [{header: {name: x-api-key}}]
+    strategy: {tokenBucket: {requests: 1000000, window: 8784h}}
+`
 
 func policyOf(name, mode string) string {
 	return fmt.Sprintf(`---

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,6 +29,8 @@ const (
 	lasts = 30 * time.Second
 	// recovery is how soon after the store's return all replicas have to ask it again.
 	recovery = time.Second
+	// propagation is how long it takes at most until a replica enforces an edit.
+	propagation = 2 * time.Second
 	// tolerance is what a rate brings in the microseconds that a store's clock leaves out.
 	tolerance = 0.001
 )
@@ -110,7 +113,7 @@ func (h *history) Record(_ limiter.LimitID, o limiter.Outcome) {
 	h.at[o] = append(h.at[o], time.Now())
 }
 
-// simulate has replicas with uneven traffic go through outages.
+// simulate has replicas with uneven traffic go through outages, and with every other seed through edits too.
 func simulate(seed uint64, mode limiter.FailureMode, limit limiter.Limit) *history {
 	random := rand.New(rand.NewPCG(seed, 0))
 	n := 2 + random.IntN(7)
@@ -118,9 +121,10 @@ func simulate(seed uint64, mode limiter.FailureMode, limit limiter.Limit) *histo
 	m := &medium{store: memorystore.New(memorystore.Options{})}
 	demand := uneven(random, n)
 	load := perSecond * math.Exp2(3*random.Float64()-1) // From half of the limit to four times as much.
-	hit := limiter.Hit{Key: "a", Limit: limit, Cost: 1, OnFailure: mode}
+	hits := make([]atomic.Pointer[limiter.Hit], n)
 	var all sync.WaitGroup
 	for i := range n {
+		hits[i].Store(&limiter.Hit{Key: "a", Limit: limit, Cost: 1, OnFailure: mode})
 		own := guard.NewOwn(memorystore.New(memorystore.Options{}), &still{share: (demand[i] + 1/float64(n)) / 2})
 		shared := guard.DenyCache(guard.Breaker(guard.Deadline(m, budget), unanswered))
 		engine := limiter.NewEngineWithFallback(own.Beside(shared), own, h)
@@ -128,9 +132,12 @@ func simulate(seed uint64, mode limiter.FailureMode, limit limiter.Limit) *histo
 		all.Go(func() {
 			for end := time.Now().Add(lasts); time.Now().Before(end); {
 				time.Sleep(time.Duration(traffic.ExpFloat64() / (load * demand[i]) * float64(time.Second)))
-				all.Go(func() { engine.Decide(context.Background(), []limiter.Hit{hit}) }) //nolint:forbidigo // It ends by itself.
+				all.Go(func() { engine.Decide(context.Background(), []limiter.Hit{*hits[i].Load()}) }) //nolint:forbidigo // It ends by itself.
 			}
 		})
+	}
+	if seed%2 == 1 {
+		all.Go(func() { edit(rand.New(rand.NewPCG(seed, uint64(n)+1)), hits) })
 	}
 	for range 1 + random.IntN(3) {
 		time.Sleep(time.Duration(1+random.IntN(5000)) * time.Millisecond)
@@ -139,6 +146,30 @@ func simulate(seed uint64, mode limiter.FailureMode, limit limiter.Limit) *histo
 	all.Wait()
 	time.Sleep(maxProbe) // A probe may still be under way.
 	return h
+}
+
+// edit has the policy edited for as long as traffic comes, to half of its limit and back, and one that limits without
+// the store also to refuse without it, and back. Each replica hears of an edit in its own time.
+func edit(random *rand.Rand, hits []atomic.Pointer[limiter.Hit]) {
+	original := *hits[0].Load()
+	var hearing sync.WaitGroup
+	for end := time.Now().Add(lasts); time.Now().Before(end); time.Sleep(propagation + time.Duration(random.IntN(5000))*time.Millisecond) {
+		edited := original
+		if random.IntN(2) == 0 {
+			edited.Limit.Requests, edited.Limit.Burst = original.Limit.Requests/2, original.Limit.Burst/2
+		}
+		if original.OnFailure == limiter.FailLocal && random.IntN(2) == 0 {
+			edited.OnFailure = limiter.FailClosed
+		}
+		for i := range hits {
+			after := time.Duration(random.Int64N(int64(propagation)))
+			hearing.Go(func() {
+				time.Sleep(after)
+				hits[i].Store(&edited)
+			})
+		}
+	}
+	hearing.Wait()
 }
 
 func unanswered(err error) bool { return silent(err) || errors.Is(err, context.DeadlineExceeded) }
@@ -247,45 +278,83 @@ var claims = []claim{
 	}, inWindow(total)},
 }
 
-// TestOutages is C14: whatever the store does, no more is admitted than is stated.
-func TestOutages(t *testing.T) {
-	seeds := uint64(times(20, 1000))
-	limits := map[bool]limiter.Limit{
-		false: {Algorithm: limiter.TokenBucket, Requests: perSecond, Window: time.Second, Burst: atOnce},
-		true:  {Algorithm: limiter.FixedWindow, Requests: atOnce, Window: window},
-	}
+// limits are those of the claims, by whether they have windows.
+var limits = map[bool]limiter.Limit{
+	false: {Algorithm: limiter.TokenBucket, Requests: perSecond, Window: time.Second, Burst: atOnce},
+	true:  {Algorithm: limiter.FixedWindow, Requests: atOnce, Window: window},
+}
+
+// TestC14OutagesAndEdits is C14: whatever the store does, and however the policy is edited meanwhile, no more is
+// admitted than is stated.
+func TestC14OutagesAndEdits(t *testing.T) {
+	const parts = 8
+	seeds := uint64(times(20, 10_000))
 	for _, mode := range []limiter.FailureMode{limiter.FailOpen, limiter.FailClosed, limiter.FailLocal} {
 		t.Run(fmt.Sprintf("a limit that fails %s keeps its bounds", mode), func(t *testing.T) {
-			worstOf := map[string][2]float64{}
-			var latest time.Duration
-			for seed := range seeds {
-				for _, windowed := range []bool{false, true} {
-					h := historyOf(t, seed, mode, limits[windowed])
-					latest = max(latest, h.late())
-					for _, c := range claims {
-						if c.mode != mode || c.window != windowed {
-							continue
+			s := &survey{mode: mode, nearest: map[string][2]float64{}}
+			t.Run("all seeds", func(t *testing.T) {
+				for part := range uint64(parts) {
+					t.Run(fmt.Sprintf("each %dth from %d", parts, part), func(t *testing.T) {
+						t.Parallel()
+						for seed := part; seed < seeds; seed += parts {
+							s.look(t, seed)
 						}
-						seen, bound := c.seen(h), c.bound(h)
-						if seen > bound+tolerance {
-							t.Errorf("seed %d: %s: %.1f, more than %.1f", seed, c.name, seen, bound)
-						}
-						if w, ok := worstOf[c.name]; !ok || seen-bound > w[0]-w[1] {
-							worstOf[c.name] = [2]float64{seen, bound}
-						}
-					}
+					})
 				}
-			}
-			for _, c := range claims {
-				if w, ok := worstOf[c.name]; ok && c.mode == mode {
-					t.Logf("%s, %s: expected: at most %.0f; measured: %.1f, the nearest of %d seeds", mode, c.name, w[1], w[0], seeds)
-				}
-			}
-			t.Logf("%s: expected: the store decides %s after its return; measured: %s", mode, recovery, latest)
-			if latest > recovery {
-				t.Errorf("a request was decided without the store %s after its return", latest)
-			}
+			})
+			s.report(t, seeds)
 		})
+	}
+}
+
+// survey is what many histories of one mode have shown.
+type survey struct {
+	mode limiter.FailureMode
+
+	mu sync.Mutex
+	// nearest is, by claim, what was seen and its bound where these were nearest to each other.
+	nearest map[string][2]float64
+	// latest is the longest that it took to ask the store again.
+	latest time.Duration
+}
+
+// look holds the histories of a seed against the claims.
+func (s *survey) look(t *testing.T, seed uint64) {
+	t.Helper()
+	for windowed, limit := range limits {
+		h := historyOf(t, seed, s.mode, limit)
+		for _, c := range claims {
+			if c.mode != s.mode || c.window != windowed {
+				continue
+			}
+			seen, bound := c.seen(h), c.bound(h)
+			if seen > bound+tolerance {
+				t.Errorf("seed %d: %s: %.1f, more than %.1f", seed, c.name, seen, bound)
+			}
+			s.note(c.name, seen, bound, h.late())
+		}
+	}
+}
+
+func (s *survey) note(claim string, seen, bound float64, late time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.latest = max(s.latest, late)
+	if n, ok := s.nearest[claim]; !ok || seen-bound > n[0]-n[1] {
+		s.nearest[claim] = [2]float64{seen, bound}
+	}
+}
+
+func (s *survey) report(t *testing.T, seeds uint64) {
+	t.Helper()
+	for _, c := range claims {
+		if n, ok := s.nearest[c.name]; ok && c.mode == s.mode {
+			t.Logf("C14: %s, %s: expected: at most %.0f; measured: %.1f, the nearest of %d seeds", s.mode, c.name, n[1], n[0], seeds)
+		}
+	}
+	t.Logf("C14: %s: expected: the store decides %s after its return; measured: %s", s.mode, recovery, s.latest)
+	if s.latest > recovery {
+		t.Errorf("a request was decided without the store %s after its return", s.latest)
 	}
 }
 

@@ -156,8 +156,8 @@ func patient(t *testing.T, cluster *redistest.Cluster) *redisstore.Cluster {
 	return redisstore.NewCluster(dial(t, cluster.URL()+patience), circuit)
 }
 
-// TestReshard is R16 of the catalog of faults.
-func TestReshard(t *testing.T) {
+// TestR16Reshard is R16 of the catalog of faults.
+func TestR16Reshard(t *testing.T) {
 	cluster := redistest.StartCluster(t)
 	const moving = 3000
 	t.Run("3,000 slots that move at 1,000 requests a second cost no error and no request too many", func(t *testing.T) {
@@ -180,8 +180,8 @@ func TestReshard(t *testing.T) {
 	})
 }
 
-// TestPlannedFailover is R15.
-func TestPlannedFailover(t *testing.T) {
+// TestR15PlannedFailover is R15.
+func TestR15PlannedFailover(t *testing.T) {
 	cluster := redistest.StartReplicated(t)
 	t.Run("masters that hand over to their replicas cost no error and no request too many", func(t *testing.T) {
 		limit := limiter.Limit{Algorithm: limiter.FixedWindow, Requests: 200, Window: year}
@@ -232,8 +232,8 @@ func isMaster(t *testing.T, client *redis.Client) bool {
 	return err == nil && role[0] == "master"
 }
 
-// TestShardFails is R14.
-func TestShardFails(t *testing.T) {
+// TestR14ShardFails is R14.
+func TestR14ShardFails(t *testing.T) {
 	for name, fail := range map[string]func(*redistest.Server) error{
 		"a shard whose master dies enforces again when its replica has taken over, and no other notices":  func(s *redistest.Server) error { s.Kill(); return nil },
 		"a shard whose master hangs enforces again when its replica has taken over, and no other notices": (*redistest.Server).Pause,
@@ -317,8 +317,8 @@ func (l *load) recover(t *testing.T) time.Time {
 	return time.Time{}
 }
 
-// TestSentinelFailover is R11.
-func TestSentinelFailover(t *testing.T) {
+// TestR11SentinelFailover is R11.
+func TestR11SentinelFailover(t *testing.T) {
 	sentinel := redistest.StartSentinel(t)
 	client, err := redisclient.OpenCounting(sentinel.URL())
 	if err != nil {

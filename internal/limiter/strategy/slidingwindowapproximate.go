@@ -47,7 +47,11 @@ local function load(state)
   -- A clock that was set back a little is waited for: the window would else be counted twice.
   if length == window and stored - window - now <= GRACE then return stored, previous, current, false end
   -- Into any other window goes the whole count, so that a change never gives anything.
-  return finish, 0, ceil(weigh(previous, stored - now, length) + current), true
+  local count = ceil(weigh(previous, stored - now, length) + current)
+  -- On a clock that was set back far the previous window weighs as much again as it did at first. More than fits was
+  -- never counted.
+  if length == window then count = min(count, requests) end
+  return finish, 0, count, true
 end
 
 return function(state, cost, times, counter)
@@ -149,6 +153,9 @@ func loadWindows(state []byte, at int64, l *limiter.Limit) windows {
 		return w
 	}
 	empty.current, empty.moved = math.Ceil(w.count(now)), true
+	if w.length == empty.length {
+		empty.current = min(empty.current, float64(l.Requests))
+	}
 	return empty
 }
 

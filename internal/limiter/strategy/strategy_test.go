@@ -238,3 +238,27 @@ func TestCheck(t *testing.T) {
 		}
 	})
 }
+
+// An approximate window doesn't know when it was last asked, and so not how much of the previous one still counted.
+func TestApproximateWindowOnAClockThatIsSetBack(t *testing.T) {
+	l := limiter.Limit{Algorithm: limiter.SlidingWindowApproximate, Requests: 20, Window: 700 * time.Millisecond}
+	window := l.Window.Microseconds()
+	h := limiter.Hit{Key: "a", Limit: l, Cost: 1}
+	longest := window + window/l.Requests
+	for seed := range uint64(200) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		var e strategy.Evaluator
+		var c strategy.Counter
+		now := epoch + random.Int64N(window)
+		for range 200 + random.Int64N(100) {
+			now += random.Int64N(20_000)
+			decide(&e, now, h, &c)
+		}
+		now -= 2_000_000 + random.Int64N(300_000_000)
+		for back := now; !decide(&e, now, h, &c).Allowed; now += 1000 {
+			if now-back > longest {
+				t.Fatalf("seed %d: refused for more than %d us after the clock was set back", seed, longest)
+			}
+		}
+	}
+}
