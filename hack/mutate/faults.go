@@ -187,6 +187,19 @@ var faults = []fault{
 		reply, err = script.Eval(context.Background(), s.client, call.Keys(), args...).Slice()
 	}`},
 	}, redisStore},
+	{"a pipeline that is sent again whole if the shard lacks one of its scripts", []edit{
+		{shard, "\tfor _, c := range calls {\n\t\tc.answer(answers)", `	lacking := false
+	for _, c := range calls {
+		lacking = lacking || redis.HasErrorPrefix(c.reply.Err(), "NOSCRIPT")
+	}
+	for _, c := range calls {
+		if script, args := s.scripts.of(&c.call); lacking {
+			c.reply = script.Eval(context.Background(), s.node, c.call.Keys(), args...)
+		}
+	}
+	for _, c := range calls {
+		c.answer(answers)`},
+	}, redisStore},
 	{"a call that is sent again after silence", []edit{
 		{store, "reply, err := script.Run(context.Background(), s.client, call.Keys(), args...).Slice()", `reply, err := script.Run(context.Background(), s.client, call.Keys(), args...).Slice()
 	if Unanswered(err) {
