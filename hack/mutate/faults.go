@@ -213,7 +213,7 @@ var faults = []fault{
 		{memory, "if swept.expires > d.now {", "if swept.expires > d.now+2_000_000 {"},
 	}, memoryStore},
 	{"a store in process that gives a flood counters of its own", []edit{
-		{memory, "l.counters >= d.limits.max || l.sharing(d.now)", "l.counters >= d.limits.max"},
+		{memory, "!d.limits.haveRoom(l, weight) || l.sharing(d.now)", "!d.limits.haveRoom(l, weight)"},
 	}, memoryStore},
 	{"a closed limit that admits when the store fails", []edit{
 		{engine, "h.Distribution != PerReplica && !h.Shadow", "h.Distribution != PerReplica && h.Shadow"},

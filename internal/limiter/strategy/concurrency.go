@@ -31,6 +31,7 @@ var concurrency = Strategy{
 	Take:     takeConcurrency,
 	Tell:     tellConcurrency,
 	Amend:    amendConcurrency,
+	largest:  func(l *limiter.Limit) int { return permitsHeader + permitSize*int(l.Requests) },
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

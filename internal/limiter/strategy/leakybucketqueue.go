@@ -37,6 +37,7 @@ var leakyBucketQueue = Strategy{
 	Take:     takeLeakyBucketQueue,
 	Tell:     tellLeakyBucketQueue,
 	Amend:    amendLeakyBucketQueue,
+	largest:  func(*limiter.Limit) int { return queueHeader + 8*maxHoles },
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		longest := longestWait(l)
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())

@@ -35,6 +35,8 @@ var slidingWindowLog = Strategy{
 	Take:     takeSlidingWindowLog,
 	Tell:     tellSlidingWindowLog,
 	Amend:    amendSlidingWindowLog,
+	// Elements that have left the window go a block at a time.
+	largest: func(l *limiter.Limit) int { return elementSize * (blockLength + int(l.Requests)) },
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

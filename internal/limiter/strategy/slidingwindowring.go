@@ -25,6 +25,9 @@ var slidingWindowRing = Strategy{
 	Take:     takeSlidingWindowRing,
 	Tell:     tellSlidingWindowRing,
 	Amend:    amendSlidingWindowRing,
+	largest: func(l *limiter.Limit) int {
+		return ringHeader + 4*(int(slotsOf(l.Window.Microseconds()).number)+1)
+	},
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},
