@@ -145,7 +145,7 @@ var faults = []fault{
 	}, rules},
 	{"a refund of more than was taken", []edit{
 		{bucket, "min(burst, level + max(0, cost - lost))", "min(burst, level + cost)"},
-		{bucket, "b.level+max(0, float64(c.Cost)-lost)", "b.level+float64(c.Cost)"},
+		{bucket, "b.level+max(0, float64(c.Cost)-lost)", "b.level+max(-lost, float64(c.Cost))"},
 	}, rules},
 	{"a counter without a time to live", []edit{
 		{prelude, "call('SETEX', KEYS[counter], expiries[counter] - second, state)", "call('SET', KEYS[counter], state)"},

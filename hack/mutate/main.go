@@ -50,23 +50,25 @@ func run(ctx context.Context, out io.Writer, only string) error {
 		return fmt.Errorf("running the tests without a fault: %w", err)
 	}
 	fmt.Fprintf(out, "%-68s %4.0f s  pass\n", "without a fault", time.Since(start).Seconds())
-	survived := 0
+	killed := 0
 	for _, f := range chosen {
 		planted := time.Now()
 		by, err := f.plant(ctx, dir, suites)
-		if err != nil {
-			return fmt.Errorf("planting %q: %w", f.name, err)
-		}
 		verdict := "killed by " + by
-		if by == "" {
-			survived++
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			verdict = "CAN'T BE PLANTED: " + err.Error()
+		case by == "":
 			verdict = "SURVIVED"
+		default:
+			killed++
 		}
 		fmt.Fprintf(out, "%-68s %4.0f s  %s\n", f.name, time.Since(planted).Seconds(), verdict)
 	}
-	fmt.Fprintf(out, "%d faults planted, %d killed, %d survived, in %s\n",
-		len(chosen), len(chosen)-survived, survived, time.Since(start).Round(time.Second))
-	if survived > 0 {
+	fmt.Fprintf(out, "%d of %d faults killed, in %s\n", killed, len(chosen), time.Since(start).Round(time.Second))
+	if killed < len(chosen) {
 		return errors.New("the tests don't find every fault")
 	}
 	return nil
