@@ -157,7 +157,7 @@ var faults = []fault{
 		{takeLua, "values[counter], kinds[counter], changed[counter] = state,", "values[counter], kinds[counter], changed[counter] = values[counter] or state,"},
 	}, redisStore},
 	{"equal requests that are decided as one though another came between", []edit{
-		{call, "if c.last[counter] != g {", "if false {"},
+		{call, "if c.last[counter] != g {", "if c.last[counter] < 0 {"},
 	}, rules},
 	{"equal requests of which each is told the same", []edit{
 		{table, "return (p.Charged - 1 - p.Nth) * p.Cost", "return 0"},
