@@ -108,8 +108,8 @@ define TEST
 endef
 
 .PHONY: test-long
-test-long: ## Run for longer what is random, and plant faults: takes about an hour
-	@hack/test-long.sh
+test-long: ## Run for longer what is random, and plant faults; PARTS="ladder mutation" are some of the parts
+	@hack/test-long.sh $(PARTS)
 
 .PHONY: mutation
 mutation: ## Plant faults, one by one, and demand that the tests find each of them

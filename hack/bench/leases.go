@@ -56,17 +56,11 @@ func compareLeases(ctx context.Context, out io.Writer, rounds int, length time.D
 	} {
 		b.entrants = append(b.entrants, entrant{name: name, decide: decideOn(s, hot), keys: localKeys(hotKeys)})
 	}
-	measured := map[string][]figures{}
-	for range rounds {
-		for _, e := range b.entrants {
-			f, err := b.measure(ctx, e, hotCallers, e.keys)
-			if err != nil {
-				return fmt.Errorf("measuring %s: %w", e.name, err)
-			}
-			measured[e.name] = append(measured[e.name], f)
-		}
+	results, err := b.turns(ctx, rounds, hotCallers)
+	if err != nil {
+		return err
 	}
-	printLeases(out, measured)
+	printLeases(out, results)
 	c := leases.Counts()
 	fmt.Fprintf(out, "\n%.4f of the decisions on leases were in process\n", float64(c.Local)/float64(c.Local+c.Stored))
 	return nil
@@ -75,13 +69,13 @@ func compareLeases(ctx context.Context, out io.Writer, rounds int, length time.D
 // inProcess is what leases are compared with.
 const inProcess = "in process"
 
-func printLeases(out io.Writer, measured map[string][]figures) {
-	base := medianOf(measured[inProcess]).rate
+func printLeases(out io.Writer, results map[string]figures) {
+	base := results[inProcess].rate
 	fmt.Fprintf(out, "\n%d keys, %d callers\n\n", hotKeys, hotCallers)
 	fmt.Fprintln(out, "| counting | decisions/s | of those in process | p50 us | p99 us | calls of Redis / decision |")
 	fmt.Fprintln(out, "|---|---:|---:|---:|---:|---:|")
 	for _, name := range []string{inProcess, "weir, Leased at 10ms", "weir, Exact"} {
-		f := medianOf(measured[name])
+		f := results[name]
 		fmt.Fprintf(out, "| %s | %.0f | %.2f | %.1f | %.1f | %.6f |\n", name, f.rate, f.rate/base, f.p50, f.p99, f.trips)
 	}
 }

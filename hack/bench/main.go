@@ -31,12 +31,16 @@ func main() {
 	rounds := flag.Int("rounds", 5, "how many rounds each figure is the median of")
 	length := flag.Duration("length", 300*time.Millisecond, "how long a contestant is measured in a round")
 	leases := flag.Bool("leases", false, "measure leases alone, which is not part of the rest")
+	limits := flag.Bool("limits", false, "measure several limits in one request alone")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	measure := run
-	if *leases {
+	switch {
+	case *leases:
 		measure = compareLeases
+	case *limits:
+		measure = compareLimits
 	}
 	if err := measure(ctx, os.Stdout, *rounds, *length); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -48,7 +52,10 @@ func run(ctx context.Context, out io.Writer, rounds int, length time.Duration) e
 	if err := compareLocals(ctx, out, rounds, length); err != nil {
 		return err
 	}
-	return compareInRedis(ctx, out, rounds, length)
+	if err := compareInRedis(ctx, out, rounds, length); err != nil {
+		return err
+	}
+	return compareLimits(ctx, out, rounds, length)
 }
 
 // compareInRedis prints how limiters do that all count in one Redis.
@@ -121,6 +128,25 @@ func (b *bench) compare(ctx context.Context, keys, rounds int) (map[slot]figures
 	medians := map[slot]figures{}
 	for s, all := range measured {
 		medians[s] = medianOf(all)
+	}
+	return medians, nil
+}
+
+// turns measures all entrants with all their keys, at one number of callers.
+func (b *bench) turns(ctx context.Context, rounds, callers int) (map[string]figures, error) {
+	measured := map[string][]figures{}
+	for range rounds {
+		for _, e := range b.entrants {
+			f, err := b.measure(ctx, e, callers, e.keys)
+			if err != nil {
+				return nil, fmt.Errorf("measuring %s: %w", e.name, err)
+			}
+			measured[e.name] = append(measured[e.name], f)
+		}
+	}
+	medians := map[string]figures{}
+	for name, all := range measured {
+		medians[name] = medianOf(all)
 	}
 	return medians, nil
 }

@@ -152,7 +152,7 @@ var faults = []fault{
 	}, rules},
 	{"a refund of more than was taken", []edit{
 		{bucket, "min(burst, level + max(0, cost - lost))", "min(burst, level + cost)"},
-		{bucket, "b.level+max(0, float64(c.Cost)-lost)", "b.level+float64(c.Cost)"},
+		{bucket, "b.level+max(0, float64(c.Cost)-lost)", "b.level+max(-lost, float64(c.Cost))"},
 	}, rules},
 	{"a counter without a time to live", []edit{
 		{prelude, "call('SETEX', KEYS[counter], expiries[counter] - second, state)", "call('SET', KEYS[counter], state)"},
@@ -164,7 +164,7 @@ var faults = []fault{
 		{takeLua, "values[counter], kinds[counter], changed[counter] = state,", "values[counter], kinds[counter], changed[counter] = values[counter] or state,"},
 	}, redisStore},
 	{"equal requests that are decided as one though another came between", []edit{
-		{call, "if c.last[counter] != g {", "if false {"},
+		{call, "if c.last[counter] != g {", "if c.last[counter] < 0 {"},
 	}, rules},
 	{"equal requests of which each is told the same", []edit{
 		{table, "return (p.Charged - 1 - p.Nth) * p.Cost", "return 0"},
@@ -194,6 +194,19 @@ var faults = []fault{
 		reply, err = script.Eval(context.Background(), s.client, call.Keys(), args...).Slice()
 	}`},
 	}, redisStore},
+	{"a pipeline that is sent again whole if the shard lacks one of its scripts", []edit{
+		{shard, "\tfor _, c := range calls {\n\t\tc.answer(answers)", `	lacking := false
+	for _, c := range calls {
+		lacking = lacking || redis.HasErrorPrefix(c.reply.Err(), "NOSCRIPT")
+	}
+	for _, c := range calls {
+		if script, args := s.scripts.of(&c.call); lacking {
+			c.reply = script.Eval(context.Background(), s.node, c.call.Keys(), args...)
+		}
+	}
+	for _, c := range calls {
+		c.answer(answers)`},
+	}, redisStore},
 	{"a call that is sent again after silence", []edit{
 		{store, "reply, err := script.Run(context.Background(), s.client, call.Keys(), args...).Slice()", `reply, err := script.Run(context.Background(), s.client, call.Keys(), args...).Slice()
 	if Unanswered(err) {
@@ -207,7 +220,7 @@ var faults = []fault{
 		{memory, "if swept.expires > d.now {", "if swept.expires > d.now+2_000_000 {"},
 	}, memoryStore},
 	{"a store in process that gives a flood counters of its own", []edit{
-		{memory, "l.counters >= d.limits.max || l.sharing(d.now)", "l.counters >= d.limits.max"},
+		{memory, "!d.limits.haveRoom(l, weight) || l.sharing(d.now)", "!d.limits.haveRoom(l, weight)"},
 	}, memoryStore},
 	{"a roster with room for one key more", []edit{
 		{seats, "l.keys.Add(1) <= l.most", "l.keys.Add(1) <= l.most+1"},

@@ -5,7 +5,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -13,7 +12,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -21,12 +19,6 @@ import (
 	"strings"
 	"time"
 )
-
-// patience is more than the tests of a package take. A fault that makes them hang is found.
-const patience = 10 * time.Minute
-
-// untold are tests of tests, which would take long and find nothing.
-const untold = "Broken"
 
 func main() {
 	only := flag.String("run", "", "plant only the faults whose name matches this regular expression")
@@ -40,9 +32,9 @@ func main() {
 }
 
 func run(ctx context.Context, out io.Writer, only string) error {
-	chosen, err := regexp.Compile(only)
+	chosen, err := choose(only)
 	if err != nil {
-		return fmt.Errorf("reading -run: %w", err)
+		return err
 	}
 	dir, err := os.MkdirTemp("", "weir-mutate")
 	if err != nil {
@@ -52,38 +44,56 @@ func run(ctx context.Context, out io.Writer, only string) error {
 	if err := copyTo(dir); err != nil {
 		return err
 	}
-	if by, err := (fault{tests: all()}).plant(ctx, dir); err != nil {
+	start := time.Now()
+	suites, err := measure(ctx, dir, packagesOf(chosen))
+	if err != nil {
 		return fmt.Errorf("running the tests without a fault: %w", err)
-	} else if by != "" {
-		return fmt.Errorf("the tests fail without a fault: %s", by)
 	}
-	planted, survived := 0, 0
-	for _, f := range faults {
-		if !chosen.MatchString(f.name) {
-			continue
-		}
-		start := time.Now()
-		by, err := f.plant(ctx, dir)
-		if err != nil {
-			return fmt.Errorf("planting %q: %w", f.name, err)
-		}
-		planted++
+	fmt.Fprintf(out, "%-68s %4.0f s  pass\n", "without a fault", time.Since(start).Seconds())
+	killed := 0
+	for _, f := range chosen {
+		planted := time.Now()
+		by, err := f.plant(ctx, dir, suites)
 		verdict := "killed by " + by
-		if by == "" {
-			survived++
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			verdict = "CAN'T BE PLANTED: " + err.Error()
+		case by == "":
 			verdict = "SURVIVED"
+		default:
+			killed++
 		}
-		fmt.Fprintf(out, "%-62s %3.0f s  %s\n", f.name, time.Since(start).Seconds(), verdict)
+		fmt.Fprintf(out, "%-68s %4.0f s  %s\n", f.name, time.Since(planted).Seconds(), verdict)
 	}
-	fmt.Fprintf(out, "%d faults planted, %d survived\n", planted, survived)
-	if survived > 0 {
+	fmt.Fprintf(out, "%d of %d faults killed, in %s\n", killed, len(chosen), time.Since(start).Round(time.Second))
+	if killed < len(chosen) {
 		return errors.New("the tests don't find every fault")
 	}
 	return nil
 }
 
-// all gives the packages that have to notice a fault.
-func all() []string {
+// choose gives the faults whose name matches a regular expression.
+func choose(only string) ([]fault, error) {
+	matching, err := regexp.Compile(only)
+	if err != nil {
+		return nil, fmt.Errorf("reading -run: %w", err)
+	}
+	var chosen []fault
+	for _, f := range faults {
+		if matching.MatchString(f.name) {
+			chosen = append(chosen, f)
+		}
+	}
+	if len(chosen) == 0 {
+		return nil, fmt.Errorf("no fault matches %q", only)
+	}
+	return chosen, nil
+}
+
+// packagesOf gives the packages that have to notice one of the faults.
+func packagesOf(faults []fault) []string {
 	var packages []string
 	for _, f := range faults {
 		packages = append(packages, f.tests...)
@@ -99,18 +109,31 @@ func copyTo(dir string) error {
 			return fmt.Errorf("copying %s: %w", folder, err)
 		}
 	}
-	return write(dir, "go.mod", "go.sum")
+	module, err := read(".", "go.mod", "go.sum")
+	if err != nil {
+		return err
+	}
+	return write(dir, module)
 }
 
-// write writes files of the work tree into the copy, as they are.
-func write(dir string, paths ...string) error {
+// read gives what files have, by their paths from a folder.
+func read(dir string, paths ...string) (map[string]string, error) {
+	files := map[string]string{}
 	for _, path := range paths {
-		b, err := os.ReadFile(path) //nolint:gosec // The paths are those of the table.
+		b, err := os.ReadFile(filepath.Join(dir, path)) //nolint:gosec // The paths are those of the table.
 		if err != nil {
-			return fmt.Errorf("copying: %w", err)
+			return nil, fmt.Errorf("copying: %w", err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, path), b, 0o600); err != nil { //nolint:gosec // As are these.
-			return fmt.Errorf("copying: %w", err)
+		files[path] = string(b)
+	}
+	return files, nil
+}
+
+// write writes what files are to have.
+func write(dir string, files map[string]string) error {
+	for path, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, path), []byte(text), 0o600); err != nil {
+			return fmt.Errorf("changing the copy: %w", err)
 		}
 	}
 	return nil
@@ -118,71 +141,47 @@ func write(dir string, paths ...string) error {
 
 // plant runs the tests with the fault in the copy, and gives the name of one that fails. It is empty if none
 // does. The copy is then as it was.
-func (f fault) plant(ctx context.Context, dir string) (by string, err error) {
-	contents, err := f.contents()
+func (f fault) plant(ctx context.Context, dir string, suites map[string]suite) (by string, err error) {
+	right, err := f.files(dir)
 	if err != nil {
 		return "", err
 	}
-	for path, text := range contents {
-		if err := os.WriteFile(filepath.Join(dir, path), []byte(text), 0o600); err != nil {
-			return "", fmt.Errorf("changing the copy: %w", err)
-		}
+	wrong, err := f.change(right)
+	if err != nil {
+		return "", err
 	}
-	defer func() { err = errors.Join(err, write(dir, slices.Collect(maps.Keys(contents))...)) }()
-	if said, err := test(ctx, dir, f.tests, "-run", "^$"); err != nil {
-		return "", fmt.Errorf("compiling it: %w\n%s", err, said)
+	defer func() { err = errors.Join(err, write(dir, right)) }()
+	if err := write(dir, wrong); err != nil {
+		return "", err
 	}
-	said, err := test(ctx, dir, f.tests, "-failfast", "-skip", untold)
-	if ctx.Err() != nil {
-		return "", ctx.Err()
-	}
-	if err == nil {
-		return "", nil
-	}
-	return culprit(said), nil
+	return hunt(ctx, f.suites(suites))
 }
 
-// test runs the tests of some packages of the copy, and gives what they said.
-func test(ctx context.Context, dir string, packages []string, flags ...string) ([]byte, error) {
-	args := append([]string{"test", "-count=1", "-timeout", patience.String()}, flags...)
-	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...) //nolint:gosec // The arguments are those of the table.
-	cmd.Dir = dir
-	return cmd.CombinedOutput()
+func (f fault) suites(all map[string]suite) []suite {
+	var some []suite
+	for _, p := range f.tests {
+		some = append(some, all[p])
+	}
+	return some
 }
 
-var failed = regexp.MustCompile(`--- FAIL: (\S+)`)
-
-// culprit is the innermost test that failed, or what else there is to say.
-func culprit(said []byte) string {
-	all := failed.FindAllSubmatch(said, -1)
-	if len(all) == 0 {
-		line, _, _ := bytes.Cut(said, []byte("\n"))
-		return string(line)
-	}
-	longest := ""
-	for _, m := range all {
-		if name := string(m[1]); len(name) > len(longest) {
-			longest = name
-		}
-	}
-	return longest
-}
-
-// contents gives the files as they are with the fault, by their paths.
-func (f fault) contents() (map[string]string, error) {
-	texts := map[string]string{}
+// files gives those that it changes, by their paths.
+func (f fault) files(dir string) (map[string]string, error) {
+	var paths []string
 	for _, e := range f.edits {
-		if _, ok := texts[e.file]; !ok {
-			b, err := os.ReadFile(e.file)
-			if err != nil {
-				return nil, fmt.Errorf("reading what to change: %w", err)
-			}
-			texts[e.file] = string(b)
-		}
-		if n := strings.Count(texts[e.file], e.right); n != 1 {
+		paths = append(paths, e.file)
+	}
+	return read(dir, paths...)
+}
+
+// change gives the files as they are with the fault.
+func (f fault) change(files map[string]string) (map[string]string, error) {
+	changed := maps.Clone(files)
+	for _, e := range f.edits {
+		if n := strings.Count(changed[e.file], e.right); n != 1 {
 			return nil, fmt.Errorf("%s has %q %d times, not once", e.file, e.right, n)
 		}
-		texts[e.file] = strings.Replace(texts[e.file], e.right, e.wrong, 1)
+		changed[e.file] = strings.Replace(changed[e.file], e.right, e.wrong, 1)
 	}
-	return texts, nil
+	return changed, nil
 }

@@ -161,7 +161,7 @@ func (s *summary) endTest(e event) {
 		s.passed++
 		s.tests = append(s.tests, ended{name: e.Package + " " + e.Test, elapsed: e.Elapsed})
 		for _, match := range measurement.FindAllStringSubmatch(said, -1) {
-			s.measured = append(s.measured, match[1])
+			s.measured = append(s.measured, named(match[1], e.Test))
 		}
 	case "fail":
 		s.failed++
@@ -188,9 +188,17 @@ func (s *summary) endPackage(e event) {
 	}
 }
 
-// measurement is how a test says what was to be and what was: "K14 (node): expected ..., measured ...", after the
-// file and line that go test adds.
-var measurement = regexp.MustCompile(`(?m)^\s*\w+\.go:\d+: (.+ \(.+\): expected .+, measured .+)$`)
+// measurement is how a test says what was to be and what was, after the file and line that go test adds:
+// "K14 (node): expected ..., measured ..." or "R2: expected: ...; measured: ...".
+var measurement = regexp.MustCompile(`(?m)^\s*\w+\.go:\d+: (.+ \(.+\): expected .+, measured .+|.*expected: .+; measured: .+)$`)
+
+// named puts the name of its test before a measurement that has none.
+func named(line, test string) string {
+	if strings.HasPrefix(line, "expected:") {
+		return test + ": " + line
+	}
+	return line
+}
 
 func (s *summary) printMeasured() {
 	for _, line := range s.measured {

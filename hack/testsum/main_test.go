@@ -29,6 +29,8 @@ const (
 `
 	measured = `{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:40: K14 (API server): expected 0 of 2000 failed: none, measured 0\n"}
 {"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:41: it was expected, and measured\n"}
+{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:42: R2: expected: at most 40; measured: 15\n"}
+{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:43: expected: 1000; measured: 1000\n"}
 {"Action":"pass","Package":"p","Test":"TestA","Elapsed":0}
 {"Action":"pass","Package":"p","Elapsed":0.5}
 `
@@ -72,7 +74,8 @@ unit: 1 passed, 1 failed, 1 skipped
 		{
 			name:   "what tests measure is told",
 			events: measured,
-			out:    "ok     p 0.5s\ncase   K14 (API server): expected 0 of 2000 failed: none, measured 0\nunit: 1 passed, 0 failed, 0 skipped\n",
+			out: "ok     p 0.5s\ncase   K14 (API server): expected 0 of 2000 failed: none, measured 0\n" +
+				"case   R2: expected: at most 40; measured: 15\ncase   TestA: expected: 1000; measured: 1000\nunit: 1 passed, 0 failed, 0 skipped\n",
 		},
 		{
 			name:   "a skipped test fails the run",

@@ -13,7 +13,7 @@ import (
 // limits are those that were ever hit: as many as there are in policies. They are locked after the shards, by
 // requests alone that have a counter come or go, or share one.
 type limits struct {
-	// max is how many counters of its own each may have.
+	// max is what the counters of each may weigh.
 	max int
 
 	mu      sync.Mutex
@@ -23,11 +23,25 @@ type limits struct {
 
 // limit is what the counters of one limit have in common.
 type limit struct {
-	// counters is how many there are, without those that are shared.
-	counters int
+	// weight is that of all counters, without those that are shared.
+	weight int
 	// shared are the counters of the keys that have none of their own. A request can hit one limit more than
 	// once, for different targets: its second hit has the second of them.
 	shared []*strategy.Counter
+}
+
+// perWeight is how many bytes the state of a counter may have for each counter that it counts as: enough for a
+// ring, which is the longest that doesn't grow with its limit but for a queue with holes.
+const perWeight = 320
+
+// weightOf gives as how many counters one counts that may get as long as its limit has it.
+func weightOf(l *limiter.Limit) uint16 {
+	return uint16((strategy.MaxState(l) + perWeight - 1) / perWeight)
+}
+
+// haveRoom says whether a limit may have one more counter. One it may have in any case.
+func (l *limits) haveRoom(of *limit, weight uint16) bool {
+	return of.weight == 0 || of.weight+int(weight) <= l.max
 }
 
 // number gives the index in all of a limit.

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-dev/weir/internal/limiter/strategy"
 )
 
-// defaultMaxCounters take some 8 MB.
+// defaultMaxCounters take some 8 MB where their states are short, and 80 MB at most.
 const defaultMaxCounters = 100_000
 
 // Options are what a [Store] may have.
@@ -22,7 +22,12 @@ type Options struct {
 	// Now is the clock, which may be set back. The default tells the same as time.Now, but for up to 100 ms after
 	// somebody set the machine's clock.
 	Now func() time.Time
-	// MaxCounters bounds the memory of each limit, 100,000 by default. While a limit has so many counters,
+	// MaxCounters bounds the memory of each limit, 100,000 by default, to 800 bytes for each of them; where states are
+	// short, it takes a tenth of that. A counter whose state can have more than 320 bytes counts as several, one for
+	// each 320: that of a log of 1,000 requests as 26, and that of 100 permits as 6. If an edit lets states be longer,
+	// those who have a counter keep it, and can so take more than the bound until they are idle.
+	//
+	// While a limit has so many counters,
 	// the keys that have none share one, and go on with it until it is as new. So a flood of keys refuses
 	// newcomers of that limit sooner than it should: it never makes room for more requests, and neither
 	// those who have a counter nor other limits notice. What was taken from a counter that is shared can be neither

@@ -51,20 +51,33 @@ func (d *desk) seat(t *table, n name, hits []limiter.Hit, i int) {
 	slot := t.find(n)
 	if slot == 0 {
 		d.lockLimits()
-		number := d.limits.number(hits[i].ID)
+		number, weight := d.limits.number(hits[i].ID), weightOf(&hits[i].Limit)
 		l := &d.limits.all[number]
-		if l.counters >= d.limits.max || l.sharing(d.now) {
+		if !d.limits.haveRoom(l, weight) || l.sharing(d.now) {
 			d.counters = append(d.counters, l.share(hits, i))
 			return
 		}
-		l.counters++
-		slot = t.add(n, number)
+		l.weight += int(weight)
+		slot = t.add(n, number, weight)
 	}
 	d.seats = d.seats[:len(d.seats)+1]
 	s := &d.seats[len(d.seats)-1]
 	s.table, s.slot = t, slot
+	d.weigh(t.at(slot), &hits[i].Limit)
 	t.load(slot, &s.counter)
 	d.counters = append(d.counters, &s.counter)
+}
+
+// weigh has a counter count for more whose limit was edited and lets it get longer than it could.
+func (d *desk) weigh(s *slot, l *limiter.Limit) {
+	if s.size != long {
+		return
+	}
+	if weight := weightOf(l); weight > s.weight {
+		d.lockLimits()
+		d.limits.all[s.limit].weight += int(weight - s.weight)
+		s.weight = weight
+	}
 }
 
 // end keeps what has become of the counters.
@@ -89,7 +102,7 @@ func (d *desk) sweep(s *shard) {
 			continue
 		}
 		d.lockLimits()
-		d.limits.all[swept.limit].counters--
+		d.limits.all[swept.limit].weight -= int(swept.weight)
 		s.table.remove(i)
 	}
 }

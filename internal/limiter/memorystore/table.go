@@ -22,11 +22,13 @@ type slot struct {
 	// next is the number of the next slot of the same bucket, or 0.
 	next uint32
 	// limit is its index among the limits.
-	limit  uint32
+	limit uint32
+	// weight is as how many counters it counts for its limit.
+	weight uint16
 	layout byte
 	// size is the length of state, or long.
 	size  byte
-	state [34]byte
+	state [32]byte
 }
 
 // long is the size of a state that was too long for its slot once: the slot has its index among the long ones.
@@ -88,12 +90,12 @@ func (t *table) find(n name) uint32 {
 }
 
 // add gives the number of a new slot, for a name that has none.
-func (t *table) add(n name, limit uint32) uint32 {
+func (t *table) add(n name, limit uint32, weight uint16) uint32 {
 	if t.length == uint32(len(t.chunks))*chunkSize {
 		t.chunks = append(t.chunks, new([chunkSize]slot))
 	}
 	t.length++
-	*t.at(t.length) = slot{name: n, limit: limit}
+	*t.at(t.length) = slot{name: n, limit: limit, weight: weight}
 	t.link(t.length)
 	for len(t.heads) < minBuckets*int(t.length) {
 		t.split()

@@ -236,6 +236,25 @@ func TestPipelines(t *testing.T) {
 			t.Errorf("results (-want +got):\n%s", diff)
 		}
 	})
+	t.Run("a script that the shard never knew is sent to it for its own calls alone", func(t *testing.T) {
+		r := newRig(t, cluster)
+		if err := cluster.Masters[0].Client(t).ScriptFlush(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		known, unknown := r.first[3], r.first[4]
+		known.Cost = 0
+		take(t, r, known)
+		known.Cost = 1
+		unknown.Limit = limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 9, Window: year, Burst: 9}
+		got := r.together(t, nothing, known, unknown)
+		if diff := cmp.Diff([]result{{Remaining: 8}, {Remaining: 8}}, got); diff != "" {
+			t.Errorf("results (-want +got):\n%s", diff)
+		}
+		known.Cost = 0
+		if left := take(t, r, known).Remaining; left != 8 {
+			t.Errorf("a call beside it has left %d, not 8", left)
+		}
+	})
 	t.Run("calls whose answers are lost are not sent again", func(t *testing.T) {
 		r := newRig(t, cluster)
 		lose := func() {

@@ -80,6 +80,13 @@ func TestCall(t *testing.T) {
 			Requests: []byte{1, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 2, 0, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 0},
 		}, take(a), take(b, a), take(a))
 	})
+	t.Run("equal requests are not, when another hits the last of their counters in between", func(t *testing.T) {
+		check(t, wire{
+			Keys:     []string{"a", "b"},
+			Terms:    append(bucketTerms, shadowTerms...),
+			Requests: []byte{1, 1, 0, 2, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 2, 0, 0, 0, 0, 0, 1, 0, 1},
+		}, take(a, b), take(b), take(a, b))
+	})
 	t.Run("to try is not to take", func(t *testing.T) {
 		check(t, wire{
 			Keys:     []string{"a"},

@@ -32,6 +32,7 @@ var concurrency = Strategy{
 	Tell:     tellConcurrency,
 	Amend:    amendConcurrency,
 	lives:    func(l *limiter.Limit) time.Duration { return l.Window + l.Window/ticks + time.Microsecond },
+	largest:  func(l *limiter.Limit) int { return permitsHeader + permitSize*int(l.Requests) },
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

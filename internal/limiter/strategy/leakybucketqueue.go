@@ -38,6 +38,7 @@ var leakyBucketQueue = Strategy{
 	Tell:     tellLeakyBucketQueue,
 	Amend:    amendLeakyBucketQueue,
 	lives:    func(l *limiter.Limit) time.Duration { return wait(float64(longestWait(l).ceil())) + l.Window },
+	largest:  func(*limiter.Limit) int { return queueHeader + 8*maxHoles },
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		longest := longestWait(l)
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())

@@ -36,6 +36,8 @@ var slidingWindowLog = Strategy{
 	Tell:     tellSlidingWindowLog,
 	Amend:    amendSlidingWindowLog,
 	lives:    livesWindow,
+	// Elements that have left the window go a block at a time.
+	largest: func(l *limiter.Limit) int { return elementSize * (blockLength + int(l.Requests)) },
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

@@ -28,6 +28,9 @@ var slidingWindowRing = Strategy{
 	lives: func(l *limiter.Limit) time.Duration {
 		return l.Window + l.Window/time.Duration(slotsOf(l.Window.Microseconds()).number) + time.Microsecond
 	},
+	largest: func(l *limiter.Limit) int {
+		return ringHeader + 4*(int(slotsOf(l.Window.Microseconds()).number)+1)
+	},
 	params: func(p *[maxParams]float64, _ int64, l *limiter.Limit) {
 		p[0], p[1] = float64(l.Requests), float64(l.Window.Microseconds())
 	},

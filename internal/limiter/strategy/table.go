@@ -48,6 +48,9 @@ type Strategy struct {
 	// others took since, and is never empty. Where the charge doesn't count any more, Next stays empty.
 	Amend func(t *Taking, state []byte, now int64, l *limiter.Limit, c Charge)
 
+	// largest gives how many bytes a state has at most that was written for this limit alone. Nil where it is never
+	// more than shortState.
+	largest func(l *limiter.Limit) int
 	// lend gives the terms of a lease for so long ahead. Nil where what is taken ahead of time could let too much through.
 	lend func(l *limiter.Limit, ahead time.Duration) Terms
 	// ends gives until when a charge counts as if it were made later, by its receipt. Nil where that makes no
@@ -156,6 +159,18 @@ func of(a limiter.Algorithm) *Strategy {
 		}
 	}
 	return nil
+}
+
+// shortState is the most bytes of a state of a strategy that keeps nothing of single requests or slots.
+const shortState = 32
+
+// MaxState gives how many bytes the state of a counter has at most, in process, while this is its limit and no other
+// was. The limit has to be one that [Check] passes.
+func MaxState(l *limiter.Limit) int {
+	if s := of(l.Algorithm); s.largest != nil {
+		return s.largest(l)
+	}
+	return shortState
 }
 
 // Names gives the algorithms that have a strategy, sorted.
