@@ -335,7 +335,7 @@ func share(t *testing.T, sidecar goredis.UniversalClient) {
 	defer cancel()
 	var members []*fleet.Member
 	for _, name := range []string{"a", "b"} {
-		m := fleet.New(sidecar, instance, name, logr.Discard())
+		m := fleet.New(sidecar, instance, name, fleet.Options{})
 		m.Keep([]fleet.Pool{fleet.PoolOf(&hit)})
 		sharing.Go(func() {
 			if err := m.Run(ctx); err != nil {
