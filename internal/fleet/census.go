@@ -18,7 +18,9 @@ const countsKept = 10 * time.Minute
 type Group struct{ Namespace, Policy, Target string }
 
 // groupOf gives the group that shares a pool.
-func groupOf(p Pool) Group { return Group{Namespace: p.ID.Namespace, Policy: p.ID.Policy, Target: p.Target} }
+func groupOf(p Pool) Group {
+	return Group{Namespace: p.ID.Namespace, Policy: p.ID.Policy, Target: p.Target}
+}
 
 // String is like shop/checkout/Service/api.
 func (g Group) String() string { return g.Namespace + "/" + g.field() }
