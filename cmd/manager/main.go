@@ -38,6 +38,7 @@ import (
 	"github.com/weir-dev/weir/api/v1alpha1"
 	redisconfig "github.com/weir-dev/weir/internal/configstore/redis"
 	"github.com/weir-dev/weir/internal/controller"
+	"github.com/weir-dev/weir/internal/fleet"
 	"github.com/weir-dev/weir/internal/podcache"
 	"github.com/weir-dev/weir/internal/redisclient"
 	"github.com/weir-dev/weir/internal/redisusers"
@@ -189,6 +190,9 @@ func addControllers(mgr ctrl.Manager, redis stores, instance string, admission *
 	}
 	if err := mgr.Add(controller.NewObserver(mgr.GetClient(), pods, reports, board)); err != nil {
 		return fmt.Errorf("adding the observer: %w", err)
+	}
+	if err := mgr.Add(controller.NewCensus(snapshots, pods, fleet.NewCensus(redis.configs, instance))); err != nil {
+		return fmt.Errorf("adding the census of pods: %w", err)
 	}
 	if admission.injects() {
 		detector := controller.NewDetector(mgr.GetClient(), pods, reports, board, recorder, admission.namespace)

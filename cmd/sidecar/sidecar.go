@@ -51,7 +51,9 @@ type sidecar struct {
 	leases   *guard.Leases
 	counters goredis.UniversalClient
 	fleet    *fleet.Member
-	watcher  configstore.Watcher
+	// configs is the Redis of the config store. It is nil where policies are files.
+	configs goredis.UniversalClient
+	watcher configstore.Watcher
 	// matching is what the policies of a snapshot are matched with.
 	matching match.Options
 	// reporter is nil where nobody reads reports.
@@ -72,17 +74,16 @@ func newSidecar(o options, log logr.Logger) (*sidecar, error) {
 		metrics:  prometheus.NewRegistry(),
 	}
 	s.roster = roster.New(o.maxKeys, s.recorder, log.WithName("keys"))
-	if err := s.openStore(); err != nil {
-		return nil, err
-	}
-	s.engine.Bound(s.roster)
 	join := s.joinCluster
 	if o.namespace == "" {
 		join = s.standAlone
 	}
-	if err := join(); err != nil {
-		return nil, err
+	for _, open := range []func() error{s.openConfigs, s.openStore, join} {
+		if err := open(); err != nil {
+			return nil, err
+		}
 	}
+	s.engine.Bound(s.roster)
 	s.proxy = proxy.New(s.engine, proxy.Options{
 		TrustedProxies:  o.trustedProxies,
 		BootstrapClosed: o.bootstrap == bootstrapClosed,
@@ -95,6 +96,15 @@ func newSidecar(o options, log logr.Logger) (*sidecar, error) {
 
 // maxShared is how many counters a limit can have in process beside those of its keys: one for each of its targets.
 const maxShared = 64
+
+// openConfigs opens the config store, where policies come from one.
+func (s *sidecar) openConfigs() (err error) {
+	o := s.options
+	if o.namespace != "" {
+		s.configs, err = s.openRedis("--config-redis", cmp.Or(o.configRedis, o.redis), redisclient.Open)
+	}
+	return err
+}
 
 // openStore opens what requests are counted in.
 func (s *sidecar) openStore() error {
@@ -117,10 +127,22 @@ func (s *sidecar) openStore() error {
 	s.store = watch(guarded(counting, s.options.decisionTimeout), log)
 	s.leases = guard.NewLeases(guard.DenyCache(s.store))
 	s.metrics.MustRegister(leaseMetrics{s.leases})
-	s.fleet = fleet.New(client, s.options.instance, rand.Text(), s.log.WithName("fleet"))
+	s.fleet = fleet.New(client, s.options.instance, rand.Text(), s.fleetOptions())
 	own := guard.NewOwn(inProcess, s.fleet)
 	s.engine = limiter.NewEngineWithFallback(own.Beside(s.leases), own, s.recorder)
 	return nil
+}
+
+// fleetOptions say where a replica learns of others that it can't hear.
+func (s *sidecar) fleetOptions() fleet.Options {
+	o := fleet.Options{Log: s.log.WithName("fleet")}
+	if s.configs != nil {
+		o.Census = fleet.NewCensus(s.configs, s.options.instance)
+	}
+	if s.options.stateDir != "" {
+		o.File = filepath.Join(s.options.stateDir, "replicas.json")
+	}
+	return o
 }
 
 // guarded gives the store that fits a client, with a budget for each decision and a breaker, or one for each shard.
@@ -155,13 +177,9 @@ func (s *sidecar) joinCluster() error {
 	if err != nil {
 		return err
 	}
-	configs, err := s.openRedis("--config-redis", cmp.Or(o.configRedis, o.redis), redisclient.Open)
-	if err != nil {
-		return err
-	}
 	log := s.log.WithName("policies")
 	s.matching = match.Options{Instance: o.instance, Labels: labels}
-	s.watcher = redisconfig.NewWatcher(configs, o.instance, o.namespace, log)
+	s.watcher = redisconfig.NewWatcher(s.configs, o.instance, o.namespace, log)
 	if o.stateDir != "" {
 		s.watcher = configstore.Persist(s.watcher, filepath.Join(o.stateDir, "snapshot.json"), log)
 	}
@@ -307,7 +325,7 @@ func pools(policies []match.Policy) []fleet.Pool {
 	var shared []fleet.Pool
 	for _, p := range policies {
 		for _, l := range p.Limits {
-			if l.OnFailure != limiter.FailLocal || l.Distribution == limiter.PerReplica {
+			if !l.Divided() {
 				continue
 			}
 			for _, t := range p.Targets {

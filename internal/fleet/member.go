@@ -24,6 +24,9 @@ const (
 	silence = 10 * time.Second
 	// callTimeout bounds all beats of one round.
 	callTimeout = time.Second
+	// readInterval is how often a replica reads how many pods there are, and readTimeout bounds that.
+	readInterval = 10 * time.Second
+	readTimeout  = 2 * time.Second
 	// recent is the weight of the latest second in a demand: what was asked for five seconds ago counts a third.
 	recent = 0.2
 )
@@ -41,43 +44,65 @@ func PoolOf(h *limiter.Hit) Pool { return Pool{ID: h.ID, Target: h.Target} }
 // own: half of it by its part of the demand, and half of it in equal parts. Both are as of the last time that the
 // store could say.
 //
-// The parts of all replicas never add up to more than the whole, among those that the store knows: a part is granted
-// out of what no other replica may still hold. A replica to which nothing was granted yet takes an equal part. If it
-// is one that the others don't know, they add up to as much more as there are more replicas than known.
+// How many replicas there are is the larger of how many have told of themselves and how many pods are counted. The
+// parts of as many never add up to more than the whole: a part is granted out of what no other replica may still hold,
+// and leaves room for those that are counted and have not told of themselves. A replica to which nothing was granted
+// yet takes an equal part. If there are more replicas than known, they add up to as much more.
 //
 // A Member is safe for concurrent use.
 type Member struct {
 	client   redis.UniversalClient
 	instance string
 	name     string
-	log      logr.Logger
+	o        Options
 	// term is how long a replica that is silent still has its shares, and learning how long a ledger is new.
 	term, learning time.Duration
 	// pools is replaced, never changed, so that those who ask need no lock.
 	pools atomic.Pointer[map[Pool]*standing]
+	// changed says that there are pools whose pods were not asked for yet.
+	changed chan struct{}
 	// mu guards replacing pools.
 	mu sync.Mutex
-	// The following belong to Run. beats counts them, and failing says whether the last one failed.
+	// recalled is how many replicas an earlier run has known. It is never changed.
+	recalled record
+	// The following belong to Run. beats counts them, failing says whether the last one failed, and saved is what the
+	// file has.
 	beats   int64
 	failing bool
+	saved   record
+}
+
+// Options are what a member can do without.
+type Options struct {
+	// Census tells how many pods share each pool. Without one those count that have told of themselves.
+	Census *Census
+	// File keeps how many replicas there were over restarts, so that one without the store knows of the others. Empty
+	// is none.
+	File string
+	Log  logr.Logger
 }
 
 // standing is how a replica stands in a pool.
 type standing struct {
 	// asked is the cost of what was asked for since the last beat.
 	asked atomic.Int64
-	// grant is in millionths of the pool, and replicas are those that share it, this one included. Both are 0 until
-	// the store has said.
-	grant, replicas atomic.Int64
+	// grant is in millionths of the pool, and replicas are those that have told that they share it, this one included.
+	// Both are 0 until the store has said; then replicas is what an earlier run has known. pods are those counted.
+	grant, replicas, pods atomic.Int64
 	// demand is cost per second. It belongs to Run.
 	demand float64
 }
 
+// among gives how many replicas share the pool, as far as is known: 1 at least.
+func (s *standing) among() int64 { return max(1, s.replicas.Load(), s.pods.Load()) }
+
 // New gives a member that shares no pools yet, in the installation called instance. The name tells it from other
 // replicas, and from its own earlier runs.
-func New(client redis.UniversalClient, instance, name string, log logr.Logger) *Member {
-	m := &Member{client: client, instance: instance, name: name, log: log, term: silence, learning: silence}
+func New(client redis.UniversalClient, instance, name string, o Options) *Member {
+	m := &Member{client: client, instance: instance, name: name, o: o, term: silence, learning: silence, changed: make(chan struct{}, 1)}
 	m.pools.Store(&map[Pool]*standing{})
+	m.recalled = m.recall()
+	m.saved = m.recalled
 	return m
 }
 
@@ -91,9 +116,14 @@ func (m *Member) Keep(pools []Pool) {
 		kept[p] = known[p]
 		if kept[p] == nil {
 			kept[p] = new(standing)
+			kept[p].replicas.Store(m.recalled[groupOf(p).String()])
 		}
 	}
 	m.pools.Store(&kept)
+	select {
+	case m.changed <- struct{}{}:
+	default:
+	}
 }
 
 // Note counts what a hit asks for as demand for its pool, whether it is admitted or not.
@@ -109,10 +139,11 @@ func (m *Member) Share(h *limiter.Hit) float64 {
 	if s == nil {
 		return 1
 	}
+	all := float64(s.among())
 	if granted := s.grant.Load(); granted > 0 {
-		return float64(granted) / whole
+		return float64(granted) / whole * float64(max(1, s.replicas.Load())) / all
 	}
-	return 1 / float64(max(1, s.replicas.Load()))
+	return 1 / all
 }
 
 // Replicas gives how many replicas share the hit's pool as far as is known, this one included.
@@ -121,7 +152,7 @@ func (m *Member) Replicas(h *limiter.Hit) int {
 	if s == nil {
 		return 1
 	}
-	return int(max(1, s.replicas.Load()))
+	return int(s.among())
 }
 
 func (m *Member) of(h *limiter.Hit) *standing { return (*m.pools.Load())[PoolOf(h)] }
@@ -129,12 +160,18 @@ func (m *Member) of(h *limiter.Hit) *standing { return (*m.pools.Load())[PoolOf(
 // Run tells the store of this replica at once, and then each second until ctx is done, whatever the store does. Then
 // it takes its leave, so that the others have its shares, and returns nil.
 func (m *Member) Run(ctx context.Context) error {
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	if m.o.Census != nil {
+		reading.Go(func() { m.follow(ctx) })
+	}
 	last := time.Now()
 	for {
 		now := time.Now()
 		if err := m.round(ctx, now.Sub(last), m.term); ctx.Err() == nil {
 			m.tell(err)
 		}
+		m.remember()
 		last = now
 		select {
 		case <-ctx.Done():
@@ -152,10 +189,44 @@ func (m *Member) tell(err error) {
 	}
 	m.failing = err != nil
 	if m.failing {
-		m.log.Error(err, "the store doesn't tell of other replicas")
+		m.o.Log.Error(err, "the store doesn't tell of other replicas")
 		return
 	}
-	m.log.Info("the store tells of other replicas again")
+	m.o.Log.Info("the store tells of other replicas again")
+}
+
+// follow reads how many pods share the pools, at once for those that are new, until ctx is done.
+func (m *Member) follow(ctx context.Context) {
+	for {
+		m.count(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.changed:
+		case <-time.After(jitter(readInterval)):
+		}
+	}
+}
+
+// count reads how many pods share the pools. Where that isn't to be learned, what was known stays: whoever follows the
+// snapshots tells of a config store that is away.
+func (m *Member) count(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	pods := map[Group]int{}
+	for p, s := range *m.pools.Load() {
+		g := groupOf(p)
+		if _, read := pods[g]; !read {
+			n, err := m.o.Census.Read(ctx, g)
+			if err != nil {
+				return
+			}
+			pods[g] = n
+		}
+		if pods[g] > 0 {
+			s.pods.Store(int64(pods[g]))
+		}
+	}
 }
 
 // round tells the store of all pools. The first that fails ends it: the others would as well.
@@ -163,7 +234,7 @@ func (m *Member) round(ctx context.Context, passed, life time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	for p, s := range *m.pools.Load() {
-		s.follow(passed)
+		s.age(passed)
 		if err := m.beat(ctx, p, s, life); err != nil {
 			return fmt.Errorf("sharing limit %q of %s/%s: %w", p.ID.Limit, p.ID.Namespace, p.ID.Policy, err)
 		}
@@ -171,8 +242,8 @@ func (m *Member) round(ctx context.Context, passed, life time.Duration) error {
 	return nil
 }
 
-// follow brings the demand up to date.
-func (s *standing) follow(passed time.Duration) {
+// age brings the demand up to date.
+func (s *standing) age(passed time.Duration) {
 	if passed <= 0 {
 		return
 	}

@@ -38,7 +38,7 @@ type world struct {
 // join gives a member that has not been heard of yet.
 func (w *world) join() *Member {
 	w.joined++
-	m := New(w.client, "test", fmt.Sprint("replica-", w.joined), logr.Discard())
+	m := New(w.client, "test", fmt.Sprint("replica-", w.joined), Options{})
 	// Nobody is forgotten because the machine is busy.
 	m.term, m.learning = time.Hour, w.learning
 	m.Keep([]Pool{pool})
@@ -114,7 +114,7 @@ func held(m *Member) int64 { return (*m.pools.Load())[pool].grant.Load() }
 
 func TestShares(t *testing.T) {
 	t.Run("who knows of nobody has all", func(t *testing.T) {
-		m := New(nil, "test", "alone", logr.Discard())
+		m := New(nil, "test", "alone", Options{})
 		if s, n := m.Share(&hit), m.Replicas(&hit); s != 1 || n != 1 {
 			t.Errorf("the share is %v of %d replicas", s, n)
 		}
@@ -231,7 +231,7 @@ func TestAMemberRuns(t *testing.T) {
 		defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 		client := redis.NewClient(&redis.Options{Addr: server.Addr, MaxRetries: -1, DisableIdentity: true})
 		defer func() { _ = client.Close() }()
-		m := New(client, "test", "a", testr.New(t))
+		m := New(client, "test", "a", Options{Log: testr.New(t)})
 		m.Keep([]Pool{pool})
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
@@ -241,13 +241,13 @@ func TestAMemberRuns(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		other := New(client, "test", "b", logr.Discard())
+		other := New(client, "test", "b", Options{})
 		other.Keep([]Pool{pool})
 		eventually(t, func() bool { beat(t, other, 1); return other.Replicas(&hit) == 1 })
 	})
 	t.Run("a store that goes and comes is told of once each", func(t *testing.T) {
 		var logged []string
-		m := New(server.Client(t), "test", "c", logr.New(sink{&logged}))
+		m := New(server.Client(t), "test", "c", Options{Log: logr.New(sink{&logged})})
 		for _, err := range []error{nil, context.Canceled, context.Canceled, nil, nil} {
 			m.tell(err)
 		}
@@ -257,7 +257,7 @@ func TestAMemberRuns(t *testing.T) {
 		}
 	})
 	t.Run("what it knows of a pool outlives a new snapshot, and no longer than the pool", func(t *testing.T) {
-		m := New(server.Client(t), "test", "d", logr.Discard())
+		m := New(server.Client(t), "test", "d", Options{})
 		m.Keep([]Pool{pool})
 		beat(t, m, 1)
 		before := (*m.pools.Load())[pool]

@@ -58,6 +58,11 @@ type Limit struct {
 	Distribution limiter.Distribution `json:"distribution,omitempty"`
 }
 
+// Divided says whether the replicas divide the limit among them while the store is away.
+func (l Limit) Divided() bool {
+	return l.OnFailure == limiter.FailLocal && l.Distribution != limiter.PerReplica
+}
+
 // When describes requests. All its fields must match; an absent one matches.
 type When struct {
 	Methods []string      `json:"methods,omitempty"`

@@ -56,6 +56,7 @@ func TestTheRightsAreEnoughForAll(t *testing.T) {
 	t.Run("the sidecar reports, and the manager reads it", func(t *testing.T) { report(t, manager, sidecar) })
 	t.Run("the sidecar shares limits with others", func(t *testing.T) { share(t, sidecar) })
 	t.Run("the manager learns what is evicted", func(t *testing.T) { learn(t, manager) })
+	t.Run("the manager counts pods, and the sidecar reads it", func(t *testing.T) { census(t, manager, sidecar) })
 	t.Run("nothing was refused", func(t *testing.T) { wantNothingRefused(t, admin) })
 }
 
@@ -82,6 +83,7 @@ func TestTheRightsAreEnoughOnACluster(t *testing.T) {
 	report(t, manager, sidecar)
 	share(t, sidecar)
 	learn(t, manager)
+	census(t, manager, sidecar)
 	each(func(_ context.Context, node *goredis.Client) error {
 		wantNothingRefused(t, node)
 		return nil
@@ -341,7 +343,7 @@ func share(t *testing.T, sidecar goredis.UniversalClient) {
 	defer cancel()
 	var members []*fleet.Member
 	for _, name := range []string{"a", "b"} {
-		m := fleet.New(sidecar, instance, name, logr.Discard())
+		m := fleet.New(sidecar, instance, name, fleet.Options{})
 		m.Keep([]fleet.Pool{fleet.PoolOf(&hit)})
 		sharing.Go(func() {
 			if err := m.Run(ctx); err != nil {
@@ -354,5 +356,17 @@ func share(t *testing.T, sidecar goredis.UniversalClient) {
 		if time.Now().After(end) {
 			t.Fatalf("it knows %d replicas, not 2", members[0].Replicas(&hit))
 		}
+	}
+}
+
+// census has a manager write how many pods there are, and a sidecar read it.
+func census(t *testing.T, manager, sidecar goredis.UniversalClient) {
+	t.Helper()
+	group := fleet.Group{Namespace: "shop", Policy: "checkout", Target: "Service/checkout"}
+	if err := fleet.NewCensus(manager, instance).Write(t.Context(), "shop", map[fleet.Group]int{group: 3}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := fleet.NewCensus(sidecar, instance).Read(t.Context(), group); n != 3 || err != nil {
+		t.Errorf("read %d: %v", n, err)
 	}
 }
