@@ -95,7 +95,7 @@ test-e2e: build ## Run the whole way end to end, with the built binaries, and on
 
 .PHONY: test-faults
 test-faults: ## Break the store under live traffic, and say what was expected and measured
-	@redis=$$(hack/redis.sh); export REDIS_SERVER=$$redis; set -x; go test -count=1 -timeout 20m -v ./test/faults; \
+	@hack/network.sh; redis=$$(hack/redis.sh); export REDIS_SERVER=$$redis; set -x; go test -count=1 -timeout 20m -v ./test/faults && \
 		go test -count=1 -v -run 'Test[CR][0-9]' ./internal/limiter/guard ./internal/limiter/redisstore ./internal/match
 
 # TEST runs go test, with its output summed up, and kept in .ci/out/NAME.json. The servers and programs that

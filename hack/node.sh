@@ -11,8 +11,7 @@ if ! grep -q ':[a-z,]*memory' /proc/self/cgroup; then
   say "the node needs cgroups of version 1, which this machine doesn't have: see docs/testing.md"
   exit 1
 fi
-command -v ip >/dev/null || "$hack/apt.sh" iproute2
-command -v nft >/dev/null || "$hack/apt.sh" nftables
+"$hack/network.sh"
 apiserver=$(cached kube-apiserver)
 folder=$(dirname "$apiserver")
 [ -x "$folder/runc" ] || [ -e /usr/include/seccomp.h ] || "$hack/apt.sh" libseccomp-dev

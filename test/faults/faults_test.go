@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,22 +39,58 @@ const (
 // binaries is the folder of the sidecar.
 var binaries string
 
+// builtIn names that folder to the tests once they run in a network of their own.
+const builtIn = "WEIR_FAULTS_BINARIES"
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if binaries = os.Getenv(builtIn); binaries != "" {
+		if err := program("", "ip", "link", "set", "lo", "up"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}
 	dir, err := os.MkdirTemp("", "weir-faults-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	binaries = dir
-	build := exec.CommandContext(context.Background(), "go", "build", "-o", filepath.Join(dir, "weir-sidecar"), "../../cmd/sidecar") //nolint:forbidigo // No test runs yet.
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building the sidecar: %v\n%s", err, out)
+	if err := program("", "go", "build", "-o", filepath.Join(dir, "weir-sidecar"), "../../cmd/sidecar"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	return m.Run()
+	return again(dir)
+}
+
+// again runs the tests in a network of their own, so that what they do to it is felt by nobody else. That takes root.
+func again(dir string) int {
+	path, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cmd := exec.CommandContext(context.Background(), path, os.Args[1:]...) //nolint:forbidigo // No test runs yet.
+	cmd.Env = append(os.Environ(), builtIn+"="+dir)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		fmt.Fprintln(os.Stderr, "making a network for the tests:", err)
+		return 1
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+// program runs a program to its end, with an input.
+func program(input, name string, args ...string) error {
+	cmd := exec.CommandContext(context.Background(), name, args...) //nolint:forbidigo // It is run before the tests too, and after them.
+	cmd.Stdin = strings.NewReader(input)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("running %s: %w: %s", name, err, out)
+	}
+	return nil
 }
 
 // limit is what each policy of a test admits, once and for all: what comes back in a year is less than one.

@@ -25,7 +25,7 @@ import (
 type liar struct {
 	addr  string
 	reply atomic.Pointer[string]
-	// scripts counts those that were answered with the error.
+	// scripts counts those that came, answered by Redis or with the error.
 	scripts atomic.Int64
 }
 
@@ -87,8 +87,11 @@ func (l *liar) serve(conn, redis net.Conn) error {
 		if err != nil {
 			return err
 		}
-		if reply := l.reply.Load(); reply != nil && isScript(command) {
+		script := isScript(command)
+		if script {
 			l.scripts.Add(1)
+		}
+		if reply := l.reply.Load(); reply != nil && script {
 			if _, err := fmt.Fprintf(conn, "-%s\r\n", *reply); err != nil {
 				return err
 			}
