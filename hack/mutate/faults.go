@@ -223,7 +223,7 @@ var faults = []fault{
 		{memory, "!d.limits.haveRoom(l, weight) || l.sharing(d.now)", "!d.limits.haveRoom(l, weight)"},
 	}, memoryStore},
 	{"a roster with room for one key more", []edit{
-		{seats, "l.keys.Add(1) <= l.most", "l.keys.Add(1) <= l.most+1"},
+		{seats, "case l.pool.keys < l.pool.most:", "case l.pool.keys <= l.pool.most:"},
 	}, rosters},
 	{"a roster that forgets a key whose counter lives", []edit{
 		{roster, "if k.until < now {", "if k.until < now+3 {"},

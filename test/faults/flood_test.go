@@ -110,12 +110,11 @@ func TestS7KeyFlood(t *testing.T) {
 	if filled > 2*256*maxKeys {
 		t.Errorf("Redis took %d bytes for them", filled)
 	}
-	// Of two newcomers at once for the last place, neither may get it.
-	if shared < int64(floodKeys-own) || shared > int64(floodKeys-own)+floodConns {
-		t.Errorf("%d requests were decided by the shared counter", shared)
+	if shared != floodKeys-int64(own) || known != maxKeys {
+		t.Errorf("%d requests were decided by the shared counter, and %d keys are known", shared, known)
 	}
-	if more := own + perKey - got[http.StatusOK]; more < 0 || more > floodConns || got[http.StatusOK]+got[http.StatusTooManyRequests] != floodKeys {
-		t.Errorf("the flood's answers are %v", got)
+	if diff := cmp.Diff(map[int]int{http.StatusOK: own + perKey, http.StatusTooManyRequests: floodKeys - own - perKey}, got); diff != "" {
+		t.Errorf("the flood's answers (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("series (-before +after):\n%s", diff)

@@ -75,9 +75,9 @@ func New(most int, recorder Recorder, log logr.Logger) *Roster {
 	return r
 }
 
-// Keep tells the roster of all limits that have keys. Those of one policy have the same part of its keys each, so that a
-// flood of one leaves room under the others. Keys of limits that are gone stay known, as their counters stay, for
-// limits that come back.
+// Keep tells the roster of all limits that have keys. One half of the keys that a policy may have is shared out evenly
+// among its limits, so that a flood of one leaves room under the others, and the other half is for whichever needs it. Keys
+// of limits that are gone stay known, as their counters stay, for limits that come back.
 func (r *Roster) Keep(keyed []limiter.LimitID) { r.limits.divide(keyed) }
 
 // Enlist implements [limiter.Roster].
@@ -167,7 +167,7 @@ func (r *Roster) tell() {
 // Count is how many keys of a limit have counters of their own.
 type Count struct {
 	ID   limiter.LimitID
-	Keys int64
+	Keys int
 }
 
 // Counts gives the number of keys of each limit that [Roster.Keep] was last told of.
