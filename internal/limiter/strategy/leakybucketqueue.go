@@ -81,6 +81,8 @@ return function(state, cost, receipt, _, counter)
   if told == receipt then
     repeat
       next, part = slot, slot_part
+      -- A receipt of an earlier queue can have left a hole that is not before the next free slot.
+      while #holes > 0 and read('<d', holes, #holes - 7) >= next + ceil(part / requests) do holes = sub(holes, 1, -9) end
       slot, slot_part, told = slot_before(next, part, turn_of(1))
       local free = #holes > 0 and told == read('<d', holes, #holes - 7)
       if free then holes = sub(holes, 1, -9) end
@@ -428,11 +430,18 @@ func (q *queue) due(cost int64) time.Duration {
 // close makes the holes that are last the next free slot.
 func (q *queue) close() {
 	turn := q.turn(1)
-	for len(q.holes) > 0 {
+	for q.trim(); len(q.holes) > 0; q.trim() {
 		last := q.later(q.next, -1, turn)
 		if last.ceil() != q.hole(len(q.holes)-8) {
 			return
 		}
 		q.next, q.holes = last, q.holes[:len(q.holes)-8]
+	}
+}
+
+// trim drops the holes that are not before the next free slot. A receipt of an earlier queue can have left one there.
+func (q *queue) trim() {
+	for len(q.holes) > 0 && q.hole(len(q.holes)-8) >= q.next.ceil() {
+		q.holes = q.holes[:len(q.holes)-8]
 	}
 }

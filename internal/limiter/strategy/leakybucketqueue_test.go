@@ -259,6 +259,19 @@ func TestLeakyBucketQueueHoles(t *testing.T) {
 		got, _ := waits(&e, &c, epoch+2_000_000, l, 2)
 		check(t, []int64{1, 2}, got)
 	})
+	t.Run("a hole that an earlier queue's receipt has left goes with the slots around it", func(t *testing.T) {
+		var e strategy.Evaluator
+		var c strategy.Counter
+		one := hit
+		one.Limit.Requests, one.Limit.Window = 3, 3*time.Second
+		three := one
+		three.Cost = 3
+		slot := decide(&e, epoch, three, &c).Receipt
+		e.Amend(epoch, &one, &c, slot+1_000_000, false)
+		e.Amend(epoch, &three, &c, slot, false)
+		got, _ := waits(&e, &c, epoch, one.Limit, 3)
+		check(t, []int64{0, 1, 2}, got)
+	})
 	t.Run("when all have left, in any order, the queue is as new", func(t *testing.T) {
 		rapid.Check(t, func(rt *rapid.T) {
 			l := limits(rt, limiter.LeakyBucketQueue)

@@ -221,6 +221,8 @@ func TestThroughput(t *testing.T) {
 				v := decide(&e, now, limiter.Hit{Key: "a", Limit: l, Cost: 1}, &c)
 				if v.Allowed {
 					total++
+				} else if v.RetryAfter <= 0 {
+					t.Fatalf("after %d one is refused, and told to try again at once", total)
 				}
 				now += v.RetryAfter.Microseconds()
 			}
