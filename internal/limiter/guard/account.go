@@ -4,6 +4,7 @@ package guard
 
 import (
 	"math"
+	"math/rand/v2"
 	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
@@ -24,6 +25,8 @@ const (
 	// peakKept is the part of a peak that is kept from one horizon to the next.
 	maxPeak  = 4
 	peakKept = 15.0 / 16
+	// leastTurn and mostTurn are how many horizons there are from one share to the next.
+	leastTurn, mostTurn = 0.75, 1.25
 	// recheck is how often a counter that has nothing left is asked again, however long it says to wait: others may
 	// give back what they don't need.
 	recheck = 500 * time.Millisecond
@@ -209,6 +212,8 @@ func (a *account) ask(now time.Duration) int64 {
 	case a.terms.Rate == 0 && n < fewAhead:
 		a.leave(now)
 		return 0
+	default:
+		n *= a.turn(now)
 	}
 	a.size = int64(math.Ceil(n))
 	missing := n + a.rest
@@ -221,6 +226,11 @@ func (a *account) ask(now time.Duration) int64 {
 		a.asking, a.due = false, now+a.pause()
 	}
 	return asked
+}
+
+// turn is how many horizons a share is for: those since the last one.
+func (a *account) turn(now time.Duration) float64 {
+	return min(max((now-a.at).Seconds()/a.terms.Horizon.Seconds(), leastTurn), mostTurn)
 }
 
 // exhausted says whether the counter has nothing left, and gets nothing before its window ends.
@@ -268,11 +278,12 @@ func (a *account) granted(now, sent time.Duration, v limiter.Verdict) {
 	a.due = sent + max(a.pause(), min(v.RetryAfter, recheck))
 }
 
-// pause is how long there is from one lease to the next at least: to ask for another share sooner would be to ask for
-// more than a share.
+// pause is how long there is from one lease to the next at least. Shares are asked for at odd times: at even ones whoever
+// comes right after a replica with a large share would find less each time.
 func (a *account) pause() time.Duration {
 	if a.scarce {
-		return a.terms.Horizon
+		turn := leastTurn + (mostTurn-leastTurn)*rand.Float64() //nolint:gosec // Nobody gains by guessing it.
+		return time.Duration(turn * float64(a.terms.Horizon))
 	}
 	return a.terms.Horizon / 4
 }

@@ -84,7 +84,7 @@ func TestLeasesOfAFleet(t *testing.T) {
 	}{
 		{0.8, 2 * time.Second, func(r result) bool { return r.admitted == 1 && r.local >= 0.99 }},
 		{2, 4 * time.Second, func(r result) bool { return r.used >= 0.95 && r.least >= 0.85 && r.most <= 1.15 }},
-		{10, time.Second, func(r result) bool { return r.used >= 0.95 }},
+		{10, time.Second, func(r result) bool { return r.used >= 0.95 && r.least >= 0.8 && r.most <= 1.2 }},
 	} {
 		t.Run(fmt.Sprintf("100 replicas with %g times the demand that the limit allows get it as it is stated", test.load), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
