@@ -4,6 +4,7 @@ package guard
 
 import (
 	"math"
+	"math/rand/v2"
 	"time"
 
 	"github.com/weir-dev/weir/internal/limiter"
@@ -20,6 +21,12 @@ const (
 	lowPart = 0.3
 	// maxGrowth is by how much demand grows at most when leases run out.
 	maxGrowth = 16
+	// maxPeak is how much more than its usual demand a replica asks for, where it comes in bursts and there is enough.
+	// peakKept is the part of a peak that is kept from one horizon to the next.
+	maxPeak  = 4
+	peakKept = 15.0 / 16
+	// leastTurn and mostTurn are how many horizons there are from one share to the next.
+	leastTurn, mostTurn = 0.75, 1.25
 	// recheck is how often a counter that has nothing left is asked again, however long it says to wait: others may
 	// give back what they don't need.
 	recheck = 500 * time.Millisecond
@@ -110,7 +117,8 @@ func (a *account) runOut(now time.Duration) {
 		return
 	}
 	speed := float64(a.used) / (now - a.since).Seconds()
-	a.demand.rate = max(a.demand.rate, min(speed, maxGrowth*a.demand.rate))
+	speed = min(speed, maxGrowth*a.demand.rate)
+	a.demand.rate, a.demand.peak = max(a.demand.rate, speed), max(a.demand.peak, speed)
 	a.used = 0
 }
 
@@ -145,13 +153,19 @@ func (a *account) wants(now time.Duration) bool {
 	if !a.leased || a.asking || now < a.due {
 		return false
 	}
-	return a.scarce || float64(a.held(now)) <= a.low()
+	return a.scarce || float64(a.lasting(now)) <= a.low()
+}
+
+// lasting is what can still be used once a lease that is asked for now is there, and for a while after that.
+func (a *account) lasting(now time.Duration) int64 {
+	while := time.Duration(lowPart * float64(a.terms.Horizon))
+	return a.held(now + min(a.took+while, a.terms.Term/2))
 }
 
 // low is how much is held when the next lease is asked for: enough for until it is there, were demand twice as much.
 func (a *account) low() float64 {
 	size := float64(a.size)
-	return min(size, lowPart*size+2*a.demand.rate*a.took.Seconds())
+	return min(size, lowPart*size+2*a.demand.most()*a.took.Seconds())
 }
 
 // ahead is the demand of a horizon.
@@ -184,25 +198,27 @@ func (a *account) counted(v limiter.Verdict) {
 	a.everyone = float64(censusSize-v.Remaining) / (censusHorizons * a.terms.Horizon).Seconds()
 }
 
-// ask gives how much to ask for, which can be nothing. Where there is enough, that is somewhat more than comes on average
-// until the lease is there, and within a horizon from then on.
+// ask gives how much to ask for, which can be nothing. Where there is enough, that is somewhat more than came at most, of late,
+// in as much time as until the lease is there, and a horizon from then on.
 func (a *account) ask(now time.Duration) int64 {
 	a.divide(now)
 	n := a.ahead() * a.share
 	switch {
 	case !a.scarce:
-		n += a.demand.rate * min(a.took, a.terms.Term-a.terms.Horizon).Seconds()
+		n = a.demand.most() * (a.terms.Horizon + min(a.took, a.terms.Term-a.terms.Horizon)).Seconds()
 		n += 2 * math.Sqrt(n)
 	case a.exhausted(now):
 		n = fewAhead
 	case a.terms.Rate == 0 && n < fewAhead:
 		a.leave(now)
 		return 0
+	default:
+		n *= a.turn(now)
 	}
 	a.size = int64(math.Ceil(n))
 	missing := n + a.rest
 	if !a.scarce {
-		missing -= float64(a.held(now))
+		missing -= float64(a.lasting(now))
 	}
 	asked := int64(max(0, missing))
 	a.rest = min(1, missing-float64(asked))
@@ -210,6 +226,11 @@ func (a *account) ask(now time.Duration) int64 {
 		a.asking, a.due = false, now+a.pause()
 	}
 	return asked
+}
+
+// turn is how many horizons a share is for: those since the last one.
+func (a *account) turn(now time.Duration) float64 {
+	return min(max((now-a.at).Seconds()/a.terms.Horizon.Seconds(), leastTurn), mostTurn)
 }
 
 // exhausted says whether the counter has nothing left, and gets nothing before its window ends.
@@ -257,11 +278,12 @@ func (a *account) granted(now, sent time.Duration, v limiter.Verdict) {
 	a.due = sent + max(a.pause(), min(v.RetryAfter, recheck))
 }
 
-// pause is how long there is from one lease to the next at least: to ask for another share sooner would be to ask for
-// more than a share.
+// pause is how long there is from one lease to the next at least. Shares are asked for at odd times: at even ones whoever
+// comes right after a replica with a large share would find less each time.
 func (a *account) pause() time.Duration {
 	if a.scarce {
-		return a.terms.Horizon
+		turn := leastTurn + (mostTurn-leastTurn)*rand.Float64() //nolint:gosec // Nobody gains by guessing it.
+		return time.Duration(turn * float64(a.terms.Horizon))
 	}
 	return a.terms.Horizon / 4
 }
@@ -310,8 +332,8 @@ func (a *account) idle(now time.Duration) bool {
 // demand is how much is asked of a counter here.
 type demand struct {
 	horizon time.Duration
-	// rate is a second's, smoothed.
-	rate float64
+	// rate is a second's, smoothed, and peak the most that one was of late.
+	rate, peak float64
 	// offered is what came since.
 	offered     int64
 	since, last time.Duration
@@ -334,6 +356,7 @@ func (d *demand) roll(passed time.Duration) {
 	horizons := float64(passed) / float64(d.horizon)
 	rate := float64(d.offered) / passed.Seconds()
 	d.rate += (rate - d.rate) * (1 - math.Pow(kept, horizons))
+	d.peak = max(rate, d.peak*math.Pow(peakKept, horizons))
 	switch ahead := rate * d.horizon.Seconds(); {
 	case ahead >= manyAhead:
 		d.busy, d.idle = d.busy+1, 0
@@ -343,3 +366,6 @@ func (d *demand) roll(passed time.Duration) {
 		d.busy, d.idle = 0, 0
 	}
 }
+
+// most is the demand that has to be reckoned with: a process that gets no processor for a while has it all at once then.
+func (d *demand) most() float64 { return min(max(d.peak, d.rate), maxPeak*d.rate) }

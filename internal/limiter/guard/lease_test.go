@@ -150,6 +150,7 @@ func TestLeases(t *testing.T) {
 		r := f.replicas[0]
 		for random := rand.New(rand.NewPCG(1, 5)); !r.asking(); {
 			f.offer(ctx, random, halfWay)
+			synctest.Wait() // A lease that comes at this very moment has come.
 		}
 		before := r.Counts().Taken
 		r.hit.Limit.Requests++

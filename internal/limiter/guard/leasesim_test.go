@@ -84,7 +84,7 @@ func TestLeasesOfAFleet(t *testing.T) {
 	}{
 		{0.8, 2 * time.Second, func(r result) bool { return r.admitted == 1 && r.local >= 0.99 }},
 		{2, 4 * time.Second, func(r result) bool { return r.used >= 0.95 && r.least >= 0.85 && r.most <= 1.15 }},
-		{10, time.Second, func(r result) bool { return r.used >= 0.95 }},
+		{10, time.Second, func(r result) bool { return r.used >= 0.95 && r.least >= 0.8 && r.most <= 1.2 }},
 	} {
 		t.Run(fmt.Sprintf("100 replicas with %g times the demand that the limit allows get it as it is stated", test.load), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -105,4 +105,31 @@ func TestLeasesOfAFleet(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A replica whose demand comes in bursts leases for the next one, and leaves enough for the others.
+func TestLeasesOfAFleetWithBursts(t *testing.T) {
+	const replicas, turns, turn, load = 20, 60, 50 * time.Millisecond, 0.6
+	l := limiter.Limit{Algorithm: limiter.TokenBucket, Requests: 50_000, Window: time.Second, Burst: 50_000, Lease: 100 * time.Millisecond}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(replicas, l)
+		random := rand.New(rand.NewPCG(1, 1))
+		busy := 4 * load * float64(l.Requests) / replicas
+		f.run(t.Context(), func(ctx context.Context) {
+			for i := range turns {
+				for _, r := range f.replicas {
+					r.rate = busy * float64(random.IntN(4)/3) // One turn of four.
+				}
+				if i == turns/4 {
+					f.forget()
+				}
+				f.offer(ctx, random, turn)
+			}
+		})
+		r := f.result(l, turns*3/4*turn)
+		t.Logf("%.3f of the demand is admitted, %.4f decided in process, with %.4f round trips for each", r.admitted, r.local, r.asked)
+		if r.burst > 1+1e-6 || r.admitted < 1 || r.local < 0.94 {
+			t.Errorf("got %+v", r)
+		}
+	})
 }

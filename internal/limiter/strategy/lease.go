@@ -24,6 +24,8 @@ const (
 	leastHorizon = 5 * time.Millisecond
 	// leastCapacity is that below which enforcers take more from each other than they save.
 	leastCapacity = 20
+	// stall is how long a busy machine may give an enforcer no processor, without its leases ending by that.
+	stall = 20 * time.Millisecond
 )
 
 // Lease gives the terms on which a limit can be leased that wants to be, and false for one that can't be: each
@@ -43,8 +45,9 @@ func Leasable(a limiter.Algorithm) bool {
 	return s != nil && s.lend != nil
 }
 
-// termOf gives how long a lease for a horizon can be used. It is longer, because the next one is taken before it is used up.
-func termOf(horizon time.Duration) time.Duration { return horizon + horizon/2 }
+// termOf gives how long a lease for a horizon can be used. It is longer, because the next one is taken before it is used
+// up, and may come late.
+func termOf(horizon time.Duration) time.Duration { return horizon + max(horizon/2, stall) }
 
 // lendOf gives the terms of a lease of a window, or a slot of one, that is so long. They are short beside it: what is
 // not used when it ends is lost.

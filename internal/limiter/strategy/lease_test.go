@@ -51,7 +51,7 @@ func TestLease(t *testing.T) {
 			strategy.Terms{
 				Limit:   limiter.Limit{Algorithm: limiter.SlidingWindowRing, Requests: 100, Window: time.Second},
 				Horizon: 25 * time.Millisecond,
-				Term:    37500 * time.Microsecond,
+				Term:    45 * time.Millisecond,
 				Rate:    100,
 			},
 		},

@@ -45,12 +45,13 @@ func lendTokenBucket(l *limiter.Limit, ahead time.Duration) Terms {
 	rate := perSecond(l)
 	fills := time.Duration(float64(l.Burst) / part / rate * float64(time.Second))
 	horizon := min(ahead, fills*2/3).Truncate(time.Microsecond)
+	term := min(termOf(horizon), fills)
 	window := l.Window.Microseconds()
-	gained := (l.Requests*termOf(horizon).Microseconds() + window - 1) / window
+	gained := (l.Requests*term.Microseconds() + window - 1) / window
 	if float64(gained) > rate*slack/1e6 {
 		return Terms{}
 	}
-	t := Terms{Limit: *l, Horizon: horizon, Term: termOf(horizon), Rate: rate}
+	t := Terms{Limit: *l, Horizon: horizon, Term: term, Rate: rate}
 	t.Limit.Burst -= gained
 	return t
 }
