@@ -35,6 +35,9 @@ import (
 	"github.com/weir-dev/weir/internal/usage"
 )
 
+// maxReply is more than any reply has that a sidecar asks for: the largest is that with its policies.
+const maxReply = 4 * configstore.MaxBytes
+
 // sidecar is everything wired together.
 type sidecar struct {
 	options  options
@@ -200,7 +203,7 @@ func (s *sidecar) joinCluster() error {
 
 // openRedis opens a client. Its connections come with the first command.
 func (s *sidecar) openRedis(flag, url string, open func(url string, options ...redisclient.Option) (goredis.UniversalClient, error)) (goredis.UniversalClient, error) {
-	options := []redisclient.Option{redisclient.Paced(&s.pace)}
+	options := []redisclient.Option{redisclient.Paced(&s.pace), redisclient.MaxReply(maxReply)}
 	if dir := s.options.credentialsDir; dir != "" {
 		options = append(options, redisclient.CredentialsIn(dir))
 	}

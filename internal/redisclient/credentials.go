@@ -3,6 +3,7 @@
 package redisclient
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -78,22 +79,26 @@ func (u use) logIn(username, password string) func(context.Context) (string, str
 	}
 }
 
-// dialer gives what go-redis dials with, if it is to believe the authorities of a file; nil is its own.
+// dialer gives what go-redis dials with: as it would by itself, but for the authorities, and for what is read.
 func (u use) dialer(config *tls.Config, timeout time.Duration) func(context.Context, string, string) (net.Conn, error) {
-	if u.credentials == "" || config == nil {
-		return nil
-	}
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		believing, err := u.believing(config)
 		if err != nil {
 			return nil, err
 		}
-		return redis.NewDialer(&redis.Options{TLSConfig: believing, DialTimeout: timeout})(ctx, network, address)
+		conn, err := redis.NewDialer(&redis.Options{TLSConfig: believing, DialTimeout: timeout})(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return vetConn(conn, cmp.Or(u.maxReply, largestReply)), nil
 	}
 }
 
-// believing gives the config with the authorities that the file has now, if it is there.
+// believing gives the config with the authorities that the file has now, if it is there. Without TLS there is none.
 func (u use) believing(config *tls.Config) (*tls.Config, error) {
+	if u.credentials == "" || config == nil {
+		return config, nil
+	}
 	text, err := u.read(fileCA, "")
 	if err != nil || text == "" {
 		return config, err

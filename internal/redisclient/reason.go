@@ -15,7 +15,8 @@ import (
 
 // Reasons why Redis couldn't answer.
 const (
-	Timeout     = "timeout"
+	Timeout = "timeout"
+	// Unreachable is nobody who can be talked to, or who talks as Redis does.
 	Unreachable = "unreachable"
 	// Auth is a user or password that is not, or no longer, the right one, or a right that the user lacks.
 	Auth = "auth"
@@ -87,6 +88,6 @@ func timedOut(err error) bool {
 
 func unreachable(err error) bool {
 	var op *net.OpError
-	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+	return errors.Is(err, errGarbled) || errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, redis.ErrClosed)
 }

@@ -33,6 +33,8 @@ type use struct {
 	credentials string
 	// provider gives the user and password instead. Nil is nobody.
 	provider func(context.Context) (username, password string, err error)
+	// maxReply is the most bytes that a reply may have. 0 is largestReply.
+	maxReply int64
 	// pace is what the client's dials are bound to. Nil is nothing.
 	pace *Pace
 }

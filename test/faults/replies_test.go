@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -21,12 +20,18 @@ import (
 	"github.com/weir-dev/weir/internal/redistest"
 )
 
-// liar stands between clients and a Redis, and answers scripts in its stead while it has an error to answer.
+// liar stands between clients and a Redis, and answers in its stead while it has a lie to tell.
 type liar struct {
-	addr  string
-	reply atomic.Pointer[string]
-	// scripts counts those that came, answered by Redis or with the error.
-	scripts atomic.Int64
+	addr string
+	lie  atomic.Pointer[lie]
+	// connections counts those that were made, and scripts counts those that came, whoever answered.
+	connections, scripts atomic.Int64
+}
+
+// lie is what is answered to some commands.
+type lie struct {
+	to    func(command []byte) bool
+	reply string
 }
 
 func startLiar(t *testing.T, server *redistest.Server) *liar {
@@ -59,6 +64,7 @@ func startLiar(t *testing.T, server *redistest.Server) *liar {
 				_ = conn.Close()
 				continue
 			}
+			l.connections.Add(1)
 			serving.Go(func() {
 				_ = l.serve(conn, redis) // It ends with either connection.
 				_ = conn.Close()
@@ -87,12 +93,11 @@ func (l *liar) serve(conn, redis net.Conn) error {
 		if err != nil {
 			return err
 		}
-		script := isScript(command)
-		if script {
+		if isScript(command) {
 			l.scripts.Add(1)
 		}
-		if reply := l.reply.Load(); reply != nil && script {
-			if _, err := fmt.Fprintf(conn, "-%s\r\n", *reply); err != nil {
+		if lie := l.lie.Load(); lie != nil && lie.to(command) {
+			if _, err := io.WriteString(conn, lie.reply); err != nil {
 				return err
 			}
 			continue
@@ -186,10 +191,10 @@ func TestR25RedisAnswersWithErrors(t *testing.T) {
 			label := `reason="` + want.reason + `"`
 			before := f.metric(t, "weir_store_errors_total", label)
 			l.scripts.Store(0)
-			l.reply.Store(&reply)
+			l.lie.Store(&lie{isScript, "-" + reply + "\r\n"})
 			got := []map[int]int{f.statuses(t, "/many/open", sent), f.statuses(t, "/many/closed", sent), f.statuses(t, "/many/local", sent), f.statuses(t, "/many/alone", sent)}
 			asked, counted := l.scripts.Load(), f.metric(t, "weir_store_errors_total", label)-before
-			l.reply.Store(nil)
+			l.lie.Store(nil)
 			back := f.enforcing(t)
 			t.Logf("R25 %s: expected: open 200, closed 503, local and per replica as limited, told as %s; measured: %v, %d times %s, Redis asked %d times of %d, enforcing after %s",
 				name, want.reason, got, counted, want.reason, asked, 3*sent, back)
@@ -201,6 +206,50 @@ func TestR25RedisAnswersWithErrors(t *testing.T) {
 			}
 			if !want.opens && asked < 3*sent {
 				t.Errorf("Redis was asked %d times: an answer has opened the circuit", asked)
+			}
+		})
+	}
+}
+
+// TestR26RedisAnswersWithNoise is R26.
+func TestR26RedisAnswersWithNoise(t *testing.T) {
+	server := redistest.Start(t)
+	l := startLiar(t, server)
+	f, _ := launch(t, 1, "redis://"+l.addr)
+	f.enforcing(t)
+	const (
+		sent = 10
+		// most is what the sidecar may need for it, and noise what else a process that is busy comes to need.
+		most, noise = 16 << 20, 16 << 20
+	)
+	anything := func([]byte) bool { return true }
+	for name, lie := range map[string]lie{
+		"garbage":                        {isScript, "\x00\x01\xff garbage\r\n"},
+		"garbage to all that is said":    {anything, "HTTP/1.1 400 Bad Request\r\n\r\n"},
+		"half of an answer":              {isScript, "*3\r\n:1\r\n$1\r\n"},
+		"2^31 bytes":                     {isScript, "$2147483648\r\n"},
+		"2^31 values":                    {isScript, "*2147483648\r\n"},
+		"2^63-1 values":                  {isScript, "*9223372036854775807\r\n"},
+		"10,000 lists in each other":     {isScript, strings.Repeat("*1\r\n", 10_000)},
+		"10,000,000 lists in each other": {isScript, strings.Repeat("*1\r\n", 10_000_000)},
+		"a line of 64 MiB":               {isScript, "+" + strings.Repeat("a", 64<<20) + "\r\n"},
+		"verdicts that are none":         {isScript, "*3\r\n:1\r\n$1\r\n\xff\r\n$4\r\nabcd\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f.statuses(t, "/many/closed", sent)
+			memory, connections := f.metric(t, "process_resident_memory_bytes"), l.connections.Load()
+			l.lie.Store(&lie)
+			got := []map[int]int{f.statuses(t, "/many/open", sent), f.statuses(t, "/many/closed", sent), f.statuses(t, "/many/local", sent)}
+			memory, connections = f.metric(t, "process_resident_memory_bytes")-memory, l.connections.Load()-connections
+			l.lie.Store(nil)
+			back := f.enforcing(t)
+			t.Logf("R26 %s: expected: open 200, closed 503, local as limited, memory +16 MiB at most; measured: %v, %+.1f MiB, %d connections anew, enforcing after %s",
+				name, got, float64(memory)/(1<<20), connections, back)
+			if diff := cmp.Diff([]map[int]int{{http.StatusOK: sent}, {http.StatusServiceUnavailable: sent}, {http.StatusOK: sent}}, got); diff != "" {
+				t.Errorf("answers (-want +got):\n%s", diff)
+			}
+			if memory > most+noise {
+				t.Errorf("it needs %d bytes more", memory)
 			}
 		})
 	}

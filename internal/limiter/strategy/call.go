@@ -243,13 +243,19 @@ func (e *StaleError) Error() string { return fmt.Sprintf("the call is not for th
 // Verdicts reads the reply to the call. There are verdicts for the hits of each request, in the order of Add, and
 // none for those that have receipts. The verdicts are the caller's; the list of them is good until the next
 // [Call.Reset].
-func (c *Call) Verdicts(reply []any) ([][]limiter.Verdict, error) {
+func (c *Call) Verdicts(reply []any) (verdicts [][]limiter.Verdict, err error) {
+	// A state was not always written by a rule: anybody with the right to could have. It must not end the process.
+	defer func() {
+		if fault := recover(); fault != nil {
+			verdicts, err = nil, fmt.Errorf("reading the verdicts: no rule has written that state: %v", fault)
+		}
+	}()
 	if len(reply) == 0 {
 		return nil, errors.New("reading the verdicts: the reply is empty")
 	}
 	now, ok := reply[0].(int64)
 	switch {
-	case !ok:
+	case !ok, now < 0, now > longest:
 		return nil, fmt.Errorf("reading the verdicts: %v is no time", reply[0])
 	case len(reply) == 1:
 		return nil, &StaleError{Now: now}

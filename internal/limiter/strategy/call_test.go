@@ -3,6 +3,7 @@
 package strategy_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"math"
@@ -143,8 +144,7 @@ func TestVerdicts(t *testing.T) {
 	})
 	for _, algorithm := range strategy.Names() {
 		t.Run("a reply that says nothing of a counter is told as if nothing was taken from it: "+string(algorithm), func(t *testing.T) {
-			h := limiter.Hit{Key: "a", Limit: limiter.Limit{Algorithm: algorithm, Requests: 5, Window: time.Minute, Burst: 5}, Cost: 1}
-			h.Limit.Calendar = limiter.Calendar{Unit: limiter.Day, TimeZone: "UTC"}
+			h := hitOf(algorithm)
 			got, err := callOf(epoch, take(h)).Verdicts([]any{epoch, "\x00", ""})
 			if err != nil {
 				t.Fatal(err)
@@ -165,6 +165,8 @@ func TestVerdicts(t *testing.T) {
 	for name, reply := range map[string][]any{
 		"an empty reply is an error":               nil,
 		"a reply without a time is an error":       {"a", "\x01", state},
+		"a time before 1970 is an error":           {int64(-1), "\x01", state},
+		"a time that nobody will see is an error":  {int64(1<<53 + 1), "\x01", state},
 		"a reply that is too short is an error":    {epoch, "\x01"},
 		"a reply that is too long is an error":     {epoch, "\x01", state, state},
 		"admissions of too few are an error":       {epoch, "", state},
@@ -180,4 +182,44 @@ func TestVerdicts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzVerdicts looks for replies that are not survived: Redis holds what anybody with the right to has written there.
+func FuzzVerdicts(f *testing.F) {
+	var c strategy.Call
+	for n, algorithm := range strategy.Names() {
+		var e strategy.Evaluator
+		var counter strategy.Counter
+		decide(&e, epoch, hitOf(algorithm), &counter)
+		said := append([]byte{counter.Layout, 0, 0, 0, 0, 0}, counter.State...)
+		f.Add(n, epoch, []byte{1, 1}, append(said, said...))
+		f.Add(n, epoch, []byte{0, 2}, said)
+		f.Add(n, int64(math.MinInt64), []byte{255}, []byte{})
+		f.Add(n, int64(math.MaxInt64), []byte{1, 1}, bytes.Repeat([]byte{255}, 2*len(said)))
+	}
+	f.Fuzz(func(t *testing.T, algorithm int, now int64, admissions, said []byte) {
+		names := strategy.Names()
+		if algorithm < 0 || algorithm >= len(names) {
+			return
+		}
+		h := hitOf(names[algorithm])
+		other := h
+		other.Key = "b"
+		requests := []strategy.Request{take(h), take(h), take(other)}
+		c.Reset(epoch)
+		for _, r := range requests {
+			c.Add(r)
+		}
+		verdicts, err := c.Verdicts([]any{now, string(admissions), string(said)})
+		if err == nil && len(verdicts) != len(requests) {
+			t.Errorf("%d requests got %d verdicts", len(requests), len(verdicts))
+		}
+	})
+}
+
+// hitOf gives a hit of a limit that the algorithm can have.
+func hitOf(algorithm limiter.Algorithm) limiter.Hit {
+	l := limiter.Limit{Algorithm: algorithm, Requests: 5, Window: time.Minute, Burst: 5}
+	l.Calendar = limiter.Calendar{Unit: limiter.Day, TimeZone: "UTC"}
+	return limiter.Hit{Key: "a", Limit: l, Cost: 1}
 }
