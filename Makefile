@@ -91,6 +91,7 @@ test-unit: ## Run unit and conformance tests, and those against a real API serve
 
 .PHONY: test-e2e
 test-e2e: build ## Run the whole way end to end, with the built binaries, and on a real node
+	@hack/network.sh
 	$(call TEST,e2e,-p 1 -timeout 30m ./test/e2e/... ./test/faults)
 
 .PHONY: test-faults

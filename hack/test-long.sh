@@ -26,7 +26,7 @@ exact() { CGO_ENABLED=1 tests -race -run 'TestExactAcrossProcesses' ./internal/l
 outages() { CGO_ENABLED=1 tests -race -run 'TestOutages' ./internal/limiter/guard; }
 c14() { tests -run 'TestC14' ./internal/limiter/guard; }
 ladder() { tests -run 'TestEveryPathOfTheLadder' ./internal/limiter/guard; }
-faults() { tests ./test/faults; }
+faults() { hack/network.sh && tests ./test/faults; }
 bench() { go -C hack/bench test -count=1 ./...; }
 mutation() { go run ./hack/mutate; }
 
