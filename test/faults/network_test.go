@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -40,6 +41,21 @@ func heal(t *testing.T) {
 	if err := program("table inet faults\ndelete table inet faults\n", "nft", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// counted gives how many packets the rules have counted.
+func counted(t *testing.T) int {
+	t.Helper()
+	rules, err := exec.CommandContext(t.Context(), "nft", "list", "table", "inet", "faults").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(rules), "counter packets ")
+	var n int
+	if _, err := fmt.Sscan(rest, &n); err != nil {
+		t.Fatalf("reading %q: %v", rules, err)
+	}
+	return n
 }
 
 // between names the packets to and from an address.
@@ -100,5 +116,23 @@ func TestR5TheNetworkSwallowsAll(t *testing.T) {
 				t.Errorf("%d of %d requests had no answer after the network had healed", failed, len(healed.took))
 			}
 		})
+	}
+}
+
+// TestR9TheNetworkLosesSome is R9.
+func TestR9TheNetworkLosesSome(t *testing.T) {
+	server := redistest.Start(t)
+	f, _ := launch(t, replicas, server.URL(), "--decision-timeout", "20ms")
+	f.enforcing(t)
+	to, from := between(t, server.Addr)
+	const lose = " numgen random mod 100 < 5 drop\n"
+	spoil(t, to+lose+from+lose)
+	lossy := f.sendFor(t, "/many/open", 10*time.Second)
+	heal(t)
+	back := f.enforcing(t)
+	t.Logf("R9: expected: 0 other than 200, p99 at most 25 ms; measured: %v, p99 %s, p50 %s; enforcing after %s",
+		lossy.statuses, lossy.quantile(0.99), lossy.quantile(0.5), back.Round(time.Millisecond))
+	if diff := cmp.Diff(map[int]int{http.StatusOK: len(lossy.took)}, lossy.statuses); diff != "" {
+		t.Errorf("answers while the network loses packets (-want +got):\n%s", diff)
 	}
 }

@@ -214,6 +214,37 @@ func TestR12APrimaryHangsAndComesBack(t *testing.T) {
 	checkSpent(t, before, after)
 }
 
+// TestR13TheAddressMovesOn is R13: the address leads to the new primary, and the old one stays, as a replica, at the end
+// of the connections that there are.
+func TestR13TheAddressMovesOn(t *testing.T) {
+	p := startPartition(t)
+	before := p.fleet.statuses(t, "/closed", limit/2)
+	awaitReplication(t, p.old)
+	host, port, err := net.SplitHostPort(p.other.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.other.Client(t).ReplicaOf(t.Context(), "no", "one").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range p.gates {
+		g.turn(p.other.Addr)
+	}
+	if err := p.old.Client(t).ReplicaOf(t.Context(), host, port).Err(); err != nil {
+		t.Fatal(err)
+	}
+	back := p.fleet.enforcing(t)
+	readOnly := storeErrors(t, p.fleet, "readonly")
+	after := p.fleet.statuses(t, "/closed", 2*limit)
+	since := storeErrors(t, p.fleet, "readonly") - readOnly
+	t.Logf("R13: expected: READONLY drops the connection, enforcing within 1 s, overshoot 0; measured: %d answers and then %d, %s, %d",
+		readOnly, since, back.Round(time.Millisecond), before[http.StatusOK]+after[http.StatusOK]-limit)
+	if readOnly == 0 || readOnly > places*replicas {
+		t.Errorf("READONLY is what %d requests got", readOnly)
+	}
+	checkSpent(t, before, after)
+}
+
 // TestR14AShardFails is R14.
 func TestR14AShardFails(t *testing.T) {
 	for name, fail := range map[string]func(*redistest.Server) error{
@@ -338,6 +369,13 @@ func startGate(t *testing.T, target string) *gate {
 		serving.Wait()
 	})
 	return g
+}
+
+// turn has the gate lead elsewhere. Connections through it stay.
+func (g *gate) turn(target string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.target = target
 }
 
 // lead has the gate lead elsewhere. Connections through it end.
