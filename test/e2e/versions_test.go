@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
 	"github.com/weir-dev/weir/api/v1alpha1"
 	"github.com/weir-dev/weir/test/playground"
 )
@@ -21,7 +24,8 @@ func TestManagersAndSidecarsOfTwoVersionsWorkTogether(t *testing.T) {
 	apply(t, "skew", several)
 	awaitReady(t, "skew")
 	old, ours := options, options
-	old.Binaries, old.ManagerFlags = buildEarlier(t), nil
+	old.Binaries = buildEarlier(t)
+	old.ManagerFlags = []string{"--config-dir", filepath.Join(old.Binaries, "config")} // An installation has its own.
 	app := newApplication(t, 0)
 	var both []*playground.Sidecar
 	for name, o := range map[string]playground.Options{"sidecar-earlier": old, "sidecar-ours": ours} {
@@ -72,7 +76,8 @@ func TestManagersAndSidecarsOfTwoVersionsWorkTogether(t *testing.T) {
 	tell(t, "K20", "each sidecar enforces what each manager publishes, 6 of 6, with one budget, over an upgrade and a rollback", "%d of 6", enforcing)
 }
 
-// buildEarlier builds the binaries of the earlier commit, and gives their folder.
+// buildEarlier builds the binaries of the earlier commit, and gives their folder. The settings of its sidecars are in the
+// folder config there.
 func buildEarlier(t *testing.T) string {
 	t.Helper()
 	source, bin := t.TempDir(), t.TempDir()
@@ -98,5 +103,27 @@ func buildEarlier(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
+	writeSettings(t, filepath.Join(source, "config", "manager", "config.yaml"), filepath.Join(bin, "config"))
 	return bin
+}
+
+// writeSettings writes what the manager's ConfigMap in a file holds into a folder.
+func writeSettings(t *testing.T, file, dir string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var settings corev1.ConfigMap
+	if err := yaml.Unmarshal(text, &settings); err != nil {
+		t.Fatalf("parsing %s: %v", file, err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range settings.Data {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(value), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
