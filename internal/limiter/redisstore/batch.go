@@ -153,7 +153,7 @@ func (b *batcher) depart() {
 
 // board takes a batch from those who wait, if it is time to. The caller holds the mutex.
 func (b *batcher) board() []*rider {
-	if b.waiting == 0 || b.flights > 0 && (b.flights == maxFlights || b.riding >= crowd && b.waiting < maxRequests) {
+	if b.waiting == 0 || b.flights > 0 && (b.flights == maxFlights || b.waiting < b.enough()) {
 		return nil
 	}
 	riders := make([]*rider, 0, min(b.waiting, maxRequests))
@@ -178,6 +178,16 @@ func (b *batcher) board() []*rider {
 		b.riding += len(riders)
 	}
 	return riders
+}
+
+// enough is how many have to wait for another flight to depart beside those under way. Three quarters of those who ride
+// make two flights of about a half of all, of which Redis has one while the callers of the other ask again: so neither
+// side waits for the other. The caller holds the mutex.
+func (b *batcher) enough() int {
+	if b.riding < crowd {
+		return 1
+	}
+	return min(maxRequests, b.riding*3/4)
 }
 
 // shuttle flies one batch after the other for as long as somebody waits, and is ready for the next for a while.

@@ -124,17 +124,17 @@ func TestBatcher(t *testing.T) {
 		w.request(t.Context(), "8")
 		w.check(t, "1", "2", "3", "4", "5 6 7", "8")
 	})
-	run("one flight takes many, and none departs beside it until a batch is full", func(t *testing.T, w *tower) {
+	run("one flight takes many, and none departs beside it until three quarters as many wait", func(t *testing.T, w *tower) {
 		w.request(t.Context(), numbers(1, 20)...)
 		for range 4 {
 			w.land()
 		}
 		many := strings.Join(numbers(5, 20), " ")
 		w.check(t, "1", "2", "3", "4", many)
-		w.request(t.Context(), numbers(21, 20+maxRequests-1)...)
+		w.request(t.Context(), numbers(21, 31)...)
 		w.check(t, "1", "2", "3", "4", many)
 		w.request(t.Context(), "last")
-		w.check(t, "1", "2", "3", "4", many, strings.Join(numbers(21, 20+maxRequests-1), " ")+" last")
+		w.check(t, "1", "2", "3", "4", many, strings.Join(numbers(21, 31), " ")+" last")
 	})
 	run("a batch takes no more requests than it may", func(t *testing.T, w *tower) {
 		w.request(t.Context(), numbers(1, 4+maxRequests+1)...)
